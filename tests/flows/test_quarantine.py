@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -456,8 +457,28 @@ async def test_parents_whose_members_could_not_go_are_fetched_when_their_table_i
     assert await pg.fetchval(due) is True
 
 
+@pytest.mark.parametrize("when", ["NOT DEFERRABLE", "DEFERRABLE INITIALLY DEFERRED"])
+async def test_a_foreign_key_of_yours_that_keeps_what_a_list_lacks_stops_no_list(
+    when: str, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """A list of its own, without the object that holds it."""
+    line = {"id": "il_1", "object": "line_item", "invoice": "in_1"}
+    lines = {"object": "list", "data": [line], "has_more": False, "url": "/v1/invoices/in_1/lines"}
+    invoice: dict[str, object] = {"id": "in_1", "object": "invoice", "lines": lines}
+    found = copy.source.extract([invoice], {})
+    await copy.mirror.write([(found, AsOf(100, 101.0))], lane=LIVE_LANE)
+    await pg.execute(f"CREATE TABLE mine (line text REFERENCES stripe.line_item {when})")
+    await pg.execute("INSERT INTO mine VALUES ('il_1')")
+    empty = RowSet(sets=[replace(found.sets[0], members=frozenset())])
+    await copy.mirror.write([(empty, AsOf(200, 201.0))], lane=LIVE_LANE)
+    assert await pg.fetchval("SELECT count(*) FROM stripe.line_item") == 1
+    (held,) = (await status(pg)).quarantine
+    assert (held.table, held.name) == ("line_item", "mine_line_fkey")
+
+
+@pytest.mark.parametrize("when", ["NOT DEFERRABLE", "DEFERRABLE INITIALLY DEFERRED"])
 async def test_a_foreign_key_of_yours_that_keeps_a_row_stops_nothing_else(
-    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+    when: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     def invoice(second: int, *lines: str) -> dict[str, object]:
         shown = [
@@ -484,7 +505,7 @@ async def test_a_foreign_key_of_yours_that_keeps_a_row_stops_nothing_else(
 
     lines = "SELECT array_agg(id ORDER BY id) FROM stripe.line_item"
     await write(100, "il_1", "il_2", "il_3")
-    await pg.execute("CREATE TABLE mine (line text REFERENCES stripe.line_item (id))")
+    await pg.execute(f"CREATE TABLE mine (line text REFERENCES stripe.line_item (id) {when})")
     await pg.execute("INSERT INTO mine VALUES ('il_2')")
     await write(200, "il_1")
     assert await pg.fetchval("SELECT total FROM stripe.invoice") == 200

@@ -383,6 +383,7 @@ class Writer:
         """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
         self._at, self._befores = "", batch.befores
         self._loading, self._unlinked = batch.loading, {}
+        children = [fact.child for fact in batch.sets]
         try:
             async with self._sessions.take(account_of(self._schema)) as self._stages:
                 await self._stages.connected()
@@ -394,7 +395,7 @@ class Writer:
                             self._at = ""
                             await self._finish(connection, batch, parted)
                             # A deferred constraint refuses a row at the commit: `write_apart` finds which.
-                            self._at = next(iter(batch.names), "")
+                            self._at = next(iter([*batch.names, *children]), "")
                         for answer in batch.completed:
                             answer.is_noted = True
         except BaseException:
