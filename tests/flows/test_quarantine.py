@@ -59,6 +59,13 @@ ROWS: dict[str, tuple[str, str]] = {
         " FOR EACH ROW EXECUTE FUNCTION refuse()",
         "DROP TRIGGER refuse ON stripe.customer",
     ),
+    "a trigger that misses a table of its own": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.name = 'bad' THEN INSERT INTO no_such_table VALUES (1); END IF; RETURN NEW; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON stripe.customer"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "DROP TRIGGER refuse ON stripe.customer",
+    ),
     "a constraint that is deferred": (
         "ALTER TABLE stripe.customer ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED;"
         "INSERT INTO stripe.customer (id, name, _as_of, _as_of_latest, _synced_at)"

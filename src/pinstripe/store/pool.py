@@ -342,11 +342,13 @@ def sqlstate(error: BaseException) -> str:
 
 def _by_code(error: asyncpg.PostgresError) -> PinstripeError:
     remedy = _remedy(error)
-    hint = _OF_A_FUNCTION if _in_function(error) and remedy.scope == "table" else remedy.hint
+    scope, hint = remedy.scope, remedy.hint
+    if scope == "table" and _in_function(error):
+        scope, hint = "row", _OF_A_FUNCTION  # It may fail for some rows only.
     found = remedy.kind(f"Postgres ({error.sqlstate}): {_said(error)}.", hint=hint)
     found.fault = DatabaseFault(
         error.sqlstate or "",
-        remedy.scope,
+        scope,
         schema=_text(error, "schema_name"),
         table=_text(error, "table_name"),
         column=_text(error, "column_name"),

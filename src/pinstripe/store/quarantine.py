@@ -60,7 +60,7 @@ class Why:
     @property
     def is_gone(self) -> bool:
         """Whether a table or column is gone: it has to be created, and its lists read again."""
-        return self.fault.sqlstate in _GONE
+        return self.fault.sqlstate in _GONE and self.fault.scope == "table"
 
 
 def why(error: PinstripeError) -> Why:
