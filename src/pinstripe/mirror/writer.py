@@ -372,7 +372,7 @@ class Writer:
         parted = Parted()
         async with self._transaction(batch, parted) as connection:
             await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-            for table in batch.names:
+            for table in sorted(batch.names):
                 await self._table_apart(connection, table, batch, parted)
             await self._apply_sets_apart(connection, batch, parted)
             await self._link_apart(connection, batch)
@@ -395,7 +395,7 @@ class Writer:
                             self._at = ""
                             await self._finish(connection, batch, parted)
                             # A deferred constraint refuses a row at the commit: `write_apart` finds which.
-                            self._at = next(iter([*batch.names, *children]), "")
+                            self._at = min([*batch.names, *children], default="")
                         for answer in batch.completed:
                             answer.is_noted = True
         except BaseException:
@@ -450,7 +450,7 @@ class Writer:
         found: list[Conflict] = []
         # Table by table, and all rounds of one before the next: two writers take their locks in the
         # same order then. (The keys of a later round are locked by the first already.)
-        for table in batch.names:
+        for table in sorted(batch.names):
             for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
                 group = one_round.get(table)
                 if group:
@@ -551,7 +551,7 @@ class Writer:
         notes = any(fact.is_of_event or fact.cause is not None for fact in batch.sets)
         inserts = any(map(parents_of, batch.names))
         # Rows that wait for `link_all`: in a platform it cannot lock their tables against all accounts.
-        waits = account_of(self._schema) and not set(batch.names).isdisjoint(self._links.ids)
+        waits = account_of(self._schema) and not batch.names.isdisjoint(self._links.ids)
         if notes or inserts or waits:
             await confirmations.lock_sets(connection, self._schema, notes=notes)
 
