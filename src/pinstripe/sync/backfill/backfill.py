@@ -163,7 +163,8 @@ class Backfill:
         self.phase, rows = "lists", sum(w.rows for w in self.works)
         await self._read_lists()
         await self._source.mirror.conflicts.wait_resolved()
-        await self._save_ends()
+        # Lists that ended without being read have saved no cursor.
+        await self._source.save([c for c in self._ends() if c.state != "running"])
         self.phase = "events"
         if not followed:
             outcome.events = await self._catch_up(since)
@@ -311,10 +312,6 @@ class Backfill:
         for work in works:
             for table in work.endpoint.tables:
                 self._by_table.setdefault(table, []).append(work)
-
-    async def _save_ends(self) -> None:
-        """Save the cursors of lists that ended without being read."""
-        await self._source.save([c for c in self._ends() if c.state != "running"])
 
     def _ends(self) -> list[Checkpoint]:
         """Return the cursor of every stream, and of what could not be read beside the lists."""

@@ -11,7 +11,7 @@ that has passed (the end of a period, a trial or a discount), and a month.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -198,7 +198,7 @@ class UpcomingFill:
             started, requests = self._clock(), self._upcoming.requests
             ids = await self._next(owner, filling)
             if ids:
-                await self._refresh_all(owner, ids, filling)
+                await for_each(ids, lambda key: self._refresh(owner, key, filling), limit=_WORKERS)
                 filling.after = ids[-1]
             if table in self._upcoming.refused:
                 filling.state = "refused"
@@ -209,9 +209,6 @@ class UpcomingFill:
             await self._save(filling)
             if not ids:
                 return
-
-    async def _refresh_all(self, owner: Owner, ids: Sequence[str], filling: Filling) -> None:
-        await for_each(ids, lambda key: self._refresh(owner, key, filling), limit=_WORKERS)
 
     async def _refresh(self, owner: Owner, key: str, filling: Filling) -> None:
         try:
