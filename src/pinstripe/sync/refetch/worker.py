@@ -486,29 +486,23 @@ class RefetchWorker:
 
     async def _may_move(self, refetch: Refetch) -> bool:
         """Whether a related object that has a row may have changed: a balance transaction, once, and an
-        invoice item when an invoice takes it up.
+        invoice item whose row names another invoice than that which takes it up, its parent.
         """
         if refetch.table == TAKEN_UP:
-            return await self._is_taken_up(refetch)
+            return (await self._value(refetch, "invoice_id") or "") != refetch.parent
         if refetch.table != "balance_transaction":
             return False
-        async with self._source.pool.acquire() as connection:
-            status: str | None = await connection.fetchval(
-                f"SELECT status FROM {qualified(self._source.mirror.schema, 'balance_transaction')}"
-                " WHERE id = $1 AND available_on <= now()",
-                refetch.id,
-            )
-        return status == "pending"
+        return await self._value(refetch, "status", "available_on <= now()") == "pending"
 
-    async def _is_taken_up(self, refetch: Refetch) -> bool:
-        """Whether the row of an invoice item names another invoice than that which has it: its parent."""
+    async def _value(self, refetch: Refetch, column: str, when: str = "true") -> str | None:
+        """What a column of its row holds; None without one that meets the SQL condition `when`."""
         async with self._source.pool.acquire() as connection:
             found: str | None = await connection.fetchval(
-                f"SELECT invoice_id FROM {qualified(self._source.mirror.schema, 'invoice_item')}"
-                " WHERE id = $1",
+                f"SELECT {column} FROM {qualified(self._source.mirror.schema, refetch.table)}"
+                f" WHERE id = $1 AND {when}",
                 refetch.id,
             )
-        return (found or "") != refetch.parent
+        return found
 
 
 def proof(event: EventDetail) -> Callable[[StripeObject | None], bool]:
