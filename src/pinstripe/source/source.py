@@ -394,7 +394,7 @@ class Source:
             nonlocal requests
             requests += await self._follow_one(truncated, priority, as_of)
 
-        wanted = [truncated for truncated in found.lists if self._is_wanted(truncated)]
+        wanted = [t for t in found.lists if t.child_table == "" or t.child_table in self.wanted]
         await for_each(wanted, follow, limit=_FOLLOWED_AT_ONCE)
         return requests
 
@@ -479,9 +479,6 @@ class Source:
         response = await self.stripe.get(path, params, endpoint=where.name, priority=priority)
         self.observe_clock(response)
         return response
-
-    def _is_wanted(self, truncated: TruncatedList) -> bool:
-        return truncated.child_table == "" or truncated.child_table in self.wanted
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -113,7 +114,8 @@ class Backfill:
         """
         self.phase = "starting"
         self.works: list[ListReader] = []
-        self._by_table: dict[str, list[ListReader]] = {}
+        self._by_table: defaultdict[str, list[ListReader]] = defaultdict(list)
+        """By table, those that bring rows of it."""
         self.note = ""
         self._source = source
         self._pool = pool
@@ -275,7 +277,7 @@ class Backfill:
             self._pending.remove(work)
             if parent not in self._source.wanted:
                 work.end("refused", f"{parent} is not synced", code=LEFT_OUT)
-            elif any(w.state == "failed" for w in self._bring(parent)):
+            elif any(w.state == "failed" for w in self._by_table[parent]):
                 # Read now, it would miss the parents that are still to be listed.
                 reason = f"The list of {parent} is not complete"
                 work.end("failed", reason, code=PARENT_INCOMPLETE)
@@ -287,7 +289,7 @@ class Backfill:
 
     def _is_complete(self, parent: str) -> bool:
         """Whether no unfinished list can bring another row of this table of parents."""
-        makers = self._bring(parent)
+        makers = self._by_table[parent]
         if not makers:
             # Only found inside others (a source in a customer): after all plain lists.
             return all(w.finished for w in self.works if not w.endpoint.parent)
@@ -296,22 +298,19 @@ class Backfill:
     def _is_complete_table(self, table: str) -> bool:
         """Whether no unfinished list can bring another row of this table, itself or inside another."""
         names = {table}
-        if table in EXPANDED_TABLES or not self._bring(table):
+        if table in EXPANDED_TABLES or not self._by_table[table]:
             names |= holders().get(table, frozenset())
         return all(
             work.finished and self._instead(work) is None
             for name in names
-            for work in self._bring(name)
+            for work in self._by_table[name]
         )
 
-    def _bring(self, table: str) -> Sequence[ListReader]:
-        return self._by_table.get(table, ())
-
     def _set_works(self, works: Sequence[ListReader]) -> None:
-        self.works, self._by_table = list(works), {}
+        self.works, self._by_table = list(works), defaultdict(list)
         for work in works:
             for table in work.endpoint.tables:
-                self._by_table.setdefault(table, []).append(work)
+                self._by_table[table].append(work)
 
     def _ends(self) -> list[Checkpoint]:
         """Return the cursor of every stream, and of what could not be read beside the lists."""
