@@ -629,8 +629,9 @@ class Writer:
         causes: Causes,
     ) -> list[str]:
         """Write the rows of the stage, which are those of `group`; return the keys in conflict."""
-        name = table.name
-        recorder = self._recorder_for(name, group, causes)
+        name, recorder = table.name, self._recorder
+        if recorder is not None and not recorder.wants(name, group, causes):
+            recorder = None
         known = await recorder.before(connection, table) if recorder else 0
         shapes = sorted({row[-1] for row in group.values()})
         left = len(group)
@@ -722,10 +723,6 @@ class Writer:
     ) -> int:
         """Update from the stage; return the number of rows. Running it again changes nothing more."""
         return sum([await self._run(connection, ("update", name, s), version, s) for s in shapes])
-
-    def _recorder_for(self, table: str, keys: Collection[str], causes: Causes) -> Recorder | None:
-        recorder = self._recorder
-        return recorder if recorder is not None and recorder.wants(table, keys, causes) else None
 
     async def _run(
         self, connection: asyncpg.Connection, wanted: _Statement, *values: object

@@ -170,7 +170,7 @@ class Scheduler:
                     break
                 task = start()
                 self._tasks.add(task)
-                task.add_done_callback(self._ended)
+                task.add_done_callback(lambda _: self._changed.set())
                 # Let it take its permit, so that the rate limiter counts it.
                 await asyncio.sleep(0)
                 free_in_s = self._budget.ready_in(priority=BACKFILL)
@@ -198,9 +198,6 @@ class Scheduler:
             work.is_longest = work.endpoint.name == longest
         at_s = sum(left.values()) / account * _LIKELY
         return unknown | {name for name, at_least_s in needs_s.items() if at_least_s > at_s}
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._changed.set()
 
     async def _wait(self, delay_s: float | None) -> None:
         await wait_for(self._changed, delay_s if delay_s is not None else 1.0)
