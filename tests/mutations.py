@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-_ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 _ORDERS = "tests/postgres/test_orders.py"
 _TRUTH = "tests/flows/test_truth.py"
 _HISTORIES = "tests/flows/test_histories.py"
@@ -74,8 +74,8 @@ MUTATIONS = (
     Mutation(
         "what was seen again unchanged counts for nothing",
         _UPSERT,
-        "AND c.as_of_latest > to_timestamp(s._lo)",
-        "AND false",
+        "WHERE c.as_of_latest > to_timestamp(s._lo)",
+        "WHERE false",
         _ORDERS,
     ),
     Mutation(
@@ -107,8 +107,8 @@ def survives(mutation: Mutation) -> bool:
     with tempfile.TemporaryDirectory(prefix="pinstripe-mutation-") as directory:
         copy = Path(directory)
         for name in ("src", "tests", "tools"):
-            shutil.copytree(_ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(_ROOT / "pyproject.toml", copy)
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
         file = copy / mutation.file
         text = file.read_text()
         if text.count(mutation.old) != 1:

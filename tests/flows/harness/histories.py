@@ -207,6 +207,7 @@ class Histories:
             there = sets.of(kind, position)
             add, going = dice.randrange(0, most + 1), []
             if kind.may_go:
+                there = [at for at in there if kind.child.id_at(at) != _inside(owner)]
                 going = dice.sample(there, dice.randrange(0, len(there) + 1))
                 going = going if dice.random() < 0.5 else going[:2]
             made = sets.change(kind, position, add=add, remove=going, cause=self._cause(dice))
@@ -288,6 +289,8 @@ class Histories:
         if before is None:
             return {}  # There was none, or a change of its set has removed it: Stripe tells no more of it.
         deadly = [e for e in event_types(name) if _kills(name, e)]
+        if name == "person" and self._is_inside(found):
+            deadly = []
         if deadly and dice.random() < 0.15:
             self._ledger(dice).delete(found, event="")
             self._tell(dice.choice(deadly), found, dice, None)
@@ -304,6 +307,10 @@ class Histories:
         previous = difference(before, after) if chosen.endswith("updated") else None
         self._tell(chosen, after, dice, previous)
         return after
+
+    def _is_inside(self, person: StripeObject) -> bool:
+        account = self.sim.account.world.get("account", str(person["account"]))
+        return account is not None and _inside(account) == person["id"]
 
     def _mark(self, name: str, found: StripeObject, dice: Random) -> object:
         if name == "metadata":
@@ -332,6 +339,12 @@ class Histories:
 
     def _ledger(self, dice: Random) -> Ledger:
         return Ledger(self.sim.account.world, self.sim.account.events, self._cause(dice))
+
+
+def _inside(owner: StripeObject) -> object:
+    """The id of the person that an account holds: the simulator's holds it also after its end."""
+    held = owner.get("individual")
+    return held.get("id") if isinstance(held, dict) else None
 
 
 def _kills(name: str, event: str) -> bool:
