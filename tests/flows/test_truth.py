@@ -547,6 +547,21 @@ async def test_a_response_that_shows_what_an_event_changed_is_not_asked_for_agai
         assert f.stripe.paths().count("/v1/customers/cus_1") == 1
 
 
+async def test_another_event_of_its_second_settles_no_hint(database: str) -> None:
+    """The row holds the first of two events, and the replica that is asked does not have the second yet."""
+    first, last = ({"id": "txr_1", "object": "tax_rate", "description": d} for d in ("one", "two"))
+    async with following(database) as f:
+        now = int(time.time())
+        f.stripe.event("tax_rate.created", first, created=now)
+        await f.poll()
+        answers = iter((first, last))
+        f.stripe.answers["/v1/tax_rates/txr_1"] = lambda _: (200, next(answers, last))
+        f.stripe.event("tax_rate.updated", last, created=now, api_version=_OLD_VERSION)
+        await f.poll()
+        await f.settle()
+        assert await f.pg.fetchval("SELECT description FROM stripe.tax_rate") == "two"
+
+
 async def test_what_was_changed_and_changed_back_within_the_lag_proves_nothing(
     database: str,
 ) -> None:
