@@ -445,6 +445,22 @@ async def test_a_row_that_comes_into_doubt_again_during_the_pause_is_asked_for_a
         assert await here.pg.fetch("SELECT * FROM pinstripe.pending") == []
 
 
+async def test_what_another_process_queues_without_a_word_is_fetched_within_ten_seconds(
+    database: str,
+) -> None:
+    """A gateway that reads back what a caller read says nothing to the process that follows."""
+    async with following(database) as f:
+        f.stripe.lists["/v1/customers"] = [customer("new")]
+        running = asyncio.create_task(f.refetches.run())
+        await asyncio.sleep(0.3)  # It has read the table.
+        await add_refetches(f.pg, "stripe", [Refetch("fetch", "customer", "cus_1", since=1.0)])
+        async with asyncio.timeout(10.0):
+            while await f.pg.fetchval("SELECT count(*) FROM stripe.customer") == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 @pytest.mark.parametrize("is_doubted_first", [False, True])
 async def test_a_response_that_is_sure_of_an_event_settles_no_doubt_beside_it(
     database: str, is_doubted_first: bool
