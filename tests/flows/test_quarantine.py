@@ -67,10 +67,12 @@ ROWS: dict[str, tuple[str, str]] = {
         "DROP TRIGGER refuse ON stripe.customer",
     ),
     "a constraint that is deferred": (
-        "ALTER TABLE stripe.customer ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED;"
+        "ALTER TABLE stripe.customer ADD CONSTRAINT sole EXCLUDE (name WITH =) WHERE (name = 'bad')"
+        " DEFERRABLE INITIALLY DEFERRED;"
         "INSERT INTO stripe.customer (id, name, _as_of, _as_of_latest, _synced_at)"
         " VALUES ('cus_mine', 'bad', 'epoch', 'epoch', 'epoch')",
-        "ALTER TABLE stripe.customer DROP CONSTRAINT customer_name_key",
+        "ALTER TABLE stripe.customer DROP CONSTRAINT sole;"
+        "DELETE FROM stripe.customer WHERE id = 'cus_mine'",
     ),
     "a trigger that leaves rows out": (
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
