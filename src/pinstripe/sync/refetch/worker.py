@@ -63,8 +63,8 @@ _LOOK_S = 5.0
 """How often the table is read without a notification: what a gateway owes for a read comes with none, and
 a doubt is to be settled within ten seconds of the margin."""
 
-_RECENT_S = 120.0
-"""What was queued before that, other looks have seen."""
+_LATE_S = 10.0
+"""So long after it was queued a commit may show a refetch."""
 
 _CONTEST_S = 2.0
 
@@ -148,19 +148,21 @@ class RefetchWorker:
 
     async def _load_new(self) -> None:
         """Load refetches that others added, and conflicts that could not be resolved."""
-        soon = False
+        soon, looked_at = False, self._clock()
+        doubted = self._source.replica_lag + timedelta(seconds=_CONTEST_S)
         while True:
             await wait_for(self._noted, _CONTEST_S if soon else _LOOK_S)
             self._noted.clear()
+            at, schema = self._clock(), self._source.mirror.schema
+            last_s = at - looked_at + doubted.total_seconds() + _LATE_S
             try:
                 async with self._source.pool.acquire() as connection:
-                    left = await load_refetches(
-                        connection, self._source.mirror.schema, last_s=_RECENT_S
-                    )
+                    left = await load_refetches(connection, schema, last_s=last_s)
                     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
             except PinstripeError as error:
                 _log.debug("todos.untaken", error=error.message)
                 continue
+            looked_at = at
             # One that is in progress is made again: its row may have been refused before. Of those that
             # wait here for their next try, others have queued some again since.
             due = [
@@ -169,7 +171,7 @@ class RefetchWorker:
             self._queue.add([noted.refetch for noted in due])
             ours = [noted for noted in left if noted.refetch.key not in self._queue]
             # Conflicts are resolved by the mirror; only what is left of them is loaded here.
-            old = now - self._source.replica_lag - timedelta(seconds=_CONTEST_S)
+            old = now - doubted
             self._take(n for n in ours if n.refetch.since or n.attempts or n.asked_at <= old)
             soon = any(not n.refetch.since and not n.attempts and n.asked_at > old for n in ours)
             await self._sleep(_SPACING_S)
