@@ -21,7 +21,6 @@ from pinstripe.client.client import StripeClient
 from pinstripe.client.response import StripeObject, read_object
 from pinstripe.doctor.permissions import (
     ACCOUNT,
-    EVENTS,
     Tried,
     in_order,
     plan_for,
@@ -32,6 +31,7 @@ from pinstripe.doctor.permissions import (
 from pinstripe.doctor.probe import PRIORITY, ClockDifference, Prober, ProbeResult, look_at
 from pinstripe.doctor.report import Ability, Finding, KeyReport, Recipe, Resource
 from pinstripe.errors import Drifted, Refused, Unreachable, WrongAccount, WrongKey
+from pinstripe.rows.event import EVENTS
 
 _BEYOND = 4
 """Requests beside the resources: the account, a preview, the version, a write perhaps."""
@@ -130,7 +130,7 @@ def _is_plain(resource: Resource) -> bool:
     return resource.state == "readable" and resource.path in _PLAIN
 
 
-_PLAIN = (ACCOUNT, "/v1/balance", "/v1/events", "/v1/customers", "/v1/charges", "/v1/products")
+_PLAIN = (ACCOUNT, "/v1/balance", EVENTS, "/v1/customers", "/v1/charges", "/v1/products")
 
 
 def _account_id(account: Tried, tried: Sequence[Tried]) -> str | None:

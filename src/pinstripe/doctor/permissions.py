@@ -20,6 +20,7 @@ from pinstripe.client.response import StripeObject, read_list
 from pinstripe.doctor.probe import Prober, ProbeResult
 from pinstripe.doctor.report import Ability, AbilityName, AbilityState, Resource, ResourceState
 from pinstripe.errors import Drifted, MissingParent, WrongKey
+from pinstripe.rows.event import EVENTS
 
 ACCOUNT = "/v1/account"
 _ONE = ("limit", "1")
@@ -191,7 +192,6 @@ def _limit(endpoint: ListEndpoint) -> list[tuple[str, str]]:
     return [_ONE] if endpoint.takes_limit else []
 
 
-EVENTS = "/v1/events"
 WEBHOOKS = "/v1/webhook_endpoints"
 _PREVIEW = "/v1/invoices/create_preview"
 

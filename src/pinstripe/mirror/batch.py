@@ -83,11 +83,14 @@ class Batch:
     completed: list[RefetchDone] = field(default_factory=list)
     causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
     rows: int = 0
-    names: set[str] = field(default_factory=set)
-    """The tables of its rounds."""
     owed: frozenset[str] = frozenset()
     """Tables whose rows it owes instead of writing them."""
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @property
+    def names(self) -> set[str]:
+        """The tables of its rounds."""
+        return {name for one_round in self.rounds for name in one_round}
 
     def written(self, names: Container[str]) -> dict[str, dict[str, Row]]:
         """Return the rows of these tables by table and key, without tables in their initial load."""
@@ -145,7 +148,6 @@ class Batch:
             self.causes.append({})
         row[-5], row[-4], row[-3] = lo, hi, known
         self.rounds[at].setdefault(table, {})[key] = row
-        self.names.add(table)
         if cause is not None:
             self.causes[at][table, key] = cause
         self._last[table, key] = at
