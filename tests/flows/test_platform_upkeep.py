@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tests.flows.harness.serving import LIVE
 from tests.flows.harness.workers import (
     PLATFORM,
     SCHEMA,
+    acknowledged,
     add_platform,
     copied,
     eventually,
@@ -18,20 +21,32 @@ from tests.flows.harness.workers import (
     working,
 )
 
+from pinstripe.platforms.vault import PlatformVault
 from pinstripe.store.cursors import SCAN_OF
-from pinstripe.store.events import last_acks, request_sync
+from pinstripe.store.events import request_sync
 from pinstripe.store.platforms.stored import add_accounts
 from pinstripe.store.platforms.sweep import account_standing, begin, claim_looks
 from pinstripe.store.platforms.tasks import TaskName, waiting_tasks
 from pinstripe.store.pool import Connection, connect
 from pinstripe.store.session import scope_of
 from pinstripe_simulator.account import Settings
-from pinstripe_simulator.server import running
+from pinstripe_simulator.server import Running, running
 
 TABLES = "customer,customer_balance_transaction,payment_method,event"
 _LIVE = Settings(
     scale=40, connected=1, connected_scale=120, future_fields=False, keys=(LIVE,), livemode=True
 )
+
+
+@asynccontextmanager
+async def one_account(
+    database: str, directory: Path, *, tables: str
+) -> AsyncIterator[tuple[Running, PlatformVault, str]]:
+    """A simulated platform with one connected account, stored: (simulator, vault, the account's id)."""
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, directory, tables=tables)
+        (one,) = sim.control.accounts()
+        yield sim, vault, one
 
 
 async def run_now(database: str, task: TaskName, scope: str) -> None:
@@ -124,9 +139,11 @@ async def test_an_account_is_scanned_erased_verified_and_its_reads_are_counted(
 async def test_an_account_is_followed_while_a_long_task_of_it_runs(
     database: str, pg: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
-        vault = await add_platform(database, sim, tmp_path, tables="customer,product,event")
-        (one,) = sim.control.accounts()
+    async with one_account(database, tmp_path, tables="customer,product,event") as (
+        sim,
+        vault,
+        one,
+    ):
         scope = scope_of(SCHEMA, one)
         async with working(vault):
             await copied(database, [one])
@@ -145,12 +162,7 @@ async def test_an_account_is_followed_while_a_long_task_of_it_runs(
             await eventually(database, is_relisted)
             gone = sim.control.of(one).delete("customer")
             number = await request_sync(pg, scope, 0.0)
-
-            async def is_current(connection: Connection) -> bool:
-                acks = await last_acks(connection, [scope])
-                return acks[scope].number >= number
-
-            await eventually(database, is_current, timeout_s=20)
+            await acknowledged(database, scope, number, timeout_s=20)
             assert await pg.fetchval(f"SELECT deleted FROM {SCHEMA}.customer WHERE id = $1", gone)
             assert await pg.fetchval(relists, scope), "it still runs"
 
@@ -185,9 +197,11 @@ async def test_previews_of_large_accounts_give_way_to_first_copies(
 async def test_a_list_that_always_fails_keeps_no_account_from_being_followed(
     database: str, pg: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
-        vault = await add_platform(database, sim, tmp_path, tables="customer,product,event")
-        (one,) = sim.control.accounts()
+    async with one_account(database, tmp_path, tables="customer,product,event") as (
+        sim,
+        vault,
+        one,
+    ):
         scope = scope_of(SCHEMA, one)
         sim.control.of(one).fault(kind="error_500", path="/v1/products")
         async with working(vault):
@@ -255,6 +269,14 @@ async def test_a_first_copy_goes_first_if_a_caller_waits_and_no_look_is_spent_be
             await eventually(database, is_raised)
 
 
+async def choose_tables(pg: asyncpg.Connection, names: str) -> None:
+    """Have workers that start from now on sync these tables of the platform."""
+    await pg.execute(
+        "UPDATE pinstripe.platform SET settings = settings || jsonb_build_object('tables', $1::text)",
+        names,
+    )
+
+
 async def begin_now(database: str, scope: str) -> None:
     """Have a first copy that is to go on within the hour go on now."""
 
@@ -272,32 +294,23 @@ async def begin_now(database: str, scope: str) -> None:
 async def test_a_table_that_is_switched_off_and_on_has_what_changed_meanwhile(
     database: str, pg: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
-        vault = await add_platform(database, sim, tmp_path, tables="customer,product,event")
-        (one,) = sim.control.accounts()
+    async with one_account(database, tmp_path, tables="customer,product,event") as (
+        sim,
+        vault,
+        one,
+    ):
         scope = scope_of(SCHEMA, one)
-
-        async def synced(tables: str) -> None:
-            await pg.execute(
-                "UPDATE pinstripe.platform"
-                " SET settings = settings || jsonb_build_object('tables', $1::text)",
-                tables,
-            )
 
         async with working(vault):
             await copied(database, [one])
-        await synced("product,event")
+        await choose_tables(pg, "product,event")
         async with working(vault):
             gone = sim.control.of(one).delete("customer")
             number = await request_sync(pg, scope, 0.0)
-
-            async def is_current(connection: Connection) -> bool:
-                return (await last_acks(connection, [scope]))[scope].number >= number
-
-            await eventually(database, is_current)
+            await acknowledged(database, scope, number)
         deleted = f"SELECT deleted FROM {SCHEMA}.customer WHERE _account_id = $1 AND id = $2"
         assert not await pg.fetchval(deleted, one, gone)
-        await synced("customer,product,event")
+        await choose_tables(pg, "customer,product,event")
         async with working(vault):
             await begin_now(database, scope)
 
@@ -311,9 +324,7 @@ async def test_an_account_that_was_idle_for_a_month_is_not_listed_anew(
     database: str, pg: asyncpg.Connection, tmp_path: Path
 ) -> None:
     """Looks have told that nothing happened."""
-    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
-        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
-        (one,) = sim.control.accounts()
+    async with one_account(database, tmp_path, tables="customer,event") as (_, vault, one):
         scope = scope_of(SCHEMA, one)
         async with working(vault):
             await copied(database, [one])
@@ -337,15 +348,10 @@ async def test_an_account_that_was_idle_for_a_month_is_not_listed_anew(
 async def test_a_table_that_an_upgrade_brings_is_filled_for_all_accounts(
     database: str, pg: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
-        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
-        (one,) = sim.control.accounts()
+    async with one_account(database, tmp_path, tables="customer,event") as (sim, vault, one):
         async with working(vault):
             await copied(database, [one])
-        await pg.execute(
-            "UPDATE pinstripe.platform SET settings = settings"
-            """ || '{"tables": "customer,product,event"}'"""
-        )
+        await choose_tables(pg, "customer,product,event")
         async with working(vault):
             await begin_now(database, scope_of(SCHEMA, one))
             wanted = sim.control.of(one).counts()["product"]

@@ -16,6 +16,7 @@ from tests.flows.harness.truth import born_since
 from tests.flows.harness.workers import (
     PLATFORM,
     SCHEMA,
+    acknowledged,
     add_platform,
     agrees,
     command,
@@ -28,7 +29,7 @@ from tests.flows.harness.workers import (
     wrong_in,
 )
 
-from pinstripe.store.events import last_acks, request_sync
+from pinstripe.store.events import request_sync
 from pinstripe.store.platforms.sweep import begin, sweep_pace
 from pinstripe.store.platforms.tasks import DISCOVER
 from pinstripe.store.platforms.workers import live_workers
@@ -71,12 +72,7 @@ async def test_every_account_is_copied_and_followed_with_few_sessions(
             async with connect(database) as pg:
                 number = await request_sync(pg, scope_of(SCHEMA, two), 0.0)
             assert await news_of(database, two)
-
-            async def acknowledged(pg: Connection) -> bool:
-                acks = await last_acks(pg, [scope_of(SCHEMA, two)])
-                return acks[scope_of(SCHEMA, two)].number >= number
-
-            await eventually(database, acknowledged)
+            await acknowledged(database, scope_of(SCHEMA, two), number)
             changed = born_since(connected(sim, two), start)
             await agrees(database, sim, two, among=changed)
             async with connect(database) as pg:
@@ -196,11 +192,7 @@ async def test_no_task_that_a_dead_worker_had_begun_keeps_the_others_from_its_ac
         await pg.execute(begun, dead, [*names], [*names.values()])
         async with working(vault):
             number = await request_sync(pg, scope, 0.0)
-
-            async def acknowledged(pg: Connection) -> bool:
-                return (await last_acks(pg, [scope]))[scope].number >= number
-
-            await eventually(database, acknowledged, timeout_s=30)
+            await acknowledged(database, scope, number, timeout_s=30)
 
 
 async def test_one_account_of_a_platform_is_verified(database: str, tmp_path: Path) -> None:

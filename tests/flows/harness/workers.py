@@ -21,6 +21,7 @@ from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.platforms.worker import Worker, open_worker
 from pinstripe.store import ddl
 from pinstripe.store.cursors import READY
+from pinstripe.store.events import last_acks
 from pinstripe.store.migrate import make_tenant_views
 from pinstripe.store.platforms.stored import load_accounts
 from pinstripe.store.platforms.sweep import wake
@@ -86,6 +87,15 @@ async def eventually(
     async with connect(url) as connection, asyncio.timeout(timeout_s):
         while not await holds(connection):  # noqa: ASYNC110 (a row has no event)
             await asyncio.sleep(0.05)
+
+
+async def acknowledged(url: str, scope: str, number: int, *, timeout_s: float = 60.0) -> None:
+    """Wait until a sync that was requested with this number is acknowledged."""
+
+    async def holds(connection: Connection) -> bool:
+        return (await last_acks(connection, [scope]))[scope].number >= number
+
+    await eventually(url, holds, timeout_s=timeout_s)
 
 
 async def copied(url: str, accounts: Collection[str], *, timeout_s: float = 60.0) -> None:
