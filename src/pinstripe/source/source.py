@@ -383,16 +383,19 @@ class Source:
                 break
         return began
 
-    async def follow_all(self, found: RowSet, *, as_of: AsOf, priority: int = BACKFILL) -> int:
+    async def follow_all(
+        self, found: RowSet, *, as_of: AsOf, priority: int | Callable[[], int] = BACKFILL
+    ) -> int:
         """Reads every truncated nested list in `found` to its end; returns the number of requests.
 
-        `as_of`: that of `found`.
+        `as_of`: that of `found`. `priority` is asked for each list, if it changes meanwhile.
         """
         requests = 0
 
         async def follow(truncated: TruncatedList) -> None:
             nonlocal requests
-            requests += await self._follow_one(truncated, priority, as_of)
+            now = priority if isinstance(priority, int) else priority()
+            requests += await self._follow_one(truncated, now, as_of)
 
         wanted = [t for t in found.lists if t.child_table == "" or t.child_table in self.wanted]
         await for_each(wanted, follow, limit=_FOLLOWED_AT_ONCE)

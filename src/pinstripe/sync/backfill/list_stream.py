@@ -74,7 +74,7 @@ class ListReader(Protocol):
     has_children: bool
     """Whether lists by parent wait for what this one lists."""
     is_longest: bool
-    """Whether it needs longest of all, with its nested lists: set by the scheduler."""
+    """Whether it is among those that need longest, with its nested lists: set by the scheduler."""
 
     @property
     def finished(self) -> bool: ...
@@ -193,11 +193,11 @@ class Scheduler:
             if work.endpoint.parent and work.urgent:
                 unknown.add(work.endpoint.name)
         needs_s = {name: n / (self._budget.rate(name) or math.inf) for name, n in left.items()}
-        longest = max(needs_s, key=needs_s.__getitem__, default="")
-        for work in active:
-            work.is_longest = work.endpoint.name == longest
         at_s = sum(left.values()) / account * _LIKELY
-        return unknown | {name for name, at_least_s in needs_s.items() if at_least_s > at_s}
+        longest = {name for name, at_least_s in needs_s.items() if at_least_s > at_s}
+        for work in active:
+            work.is_longest = work.endpoint.name in longest
+        return unknown | longest
 
     async def _wait(self, delay_s: float | None) -> None:
         await wait_for(self._changed, delay_s if delay_s is not None else 1.0)
@@ -448,10 +448,13 @@ class ListStream:
             return 0
         self._nests = True
         self._following += 1
+        # Each takes a request at least, and counts before it is read: what needs longest is to begin early.
+        self._followed += len(rows.lists)
         try:
-            priority = BACKFILL - 1 if self.is_longest else BACKFILL
-            requests = await self._source.follow_all(rows, as_of=as_of, priority=priority)
-            self._followed += requests
+            requests = await self._source.follow_all(
+                rows, as_of=as_of, priority=lambda: BACKFILL - 1 if self.is_longest else BACKFILL
+            )
+            self._followed += requests - len(rows.lists)
             return requests
         finally:
             self._following -= 1

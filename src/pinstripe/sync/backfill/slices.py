@@ -15,6 +15,7 @@ restart resumes from exactly there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,6 +28,9 @@ PIECE_PAGES = 24
 """Pages of the first piece: 4 % of a page lost at most, by one page that is not full."""
 WORTH_SPLITTING = 6.0
 """Estimated pages below which a slice is not split."""
+_DENSEST = 3.0
+"""How many times as dense as all pages so far a slice may be when what is left is estimated: a page of an
+import has a hundred objects in a second."""
 
 Bounds = tuple[int | None, int | None, str | None, int | None]
 """(gte, lt, after, low) of a slice that is not durable."""
@@ -63,14 +67,14 @@ class Slice:
         """No page has shown yet how much there is."""
         return self.pages == 0 and self.density <= 0
 
-    def remaining(self, account_created: int) -> float:
-        """Estimated pages still to be read, at the density of the last page."""
+    def remaining(self, account_created: int, densest: float = math.inf) -> float:
+        """Estimated pages still to be read, at the density of the last page, but at most at `densest`."""
         if self.is_unknown:
             return 1.0
         top, bottom = self.top, self.gte if self.gte is not None else account_created
         if top is None:
             return 1.0
-        return max(self.density * (top - bottom) / PAGE, 0.0) + 0.5
+        return max(min(self.density, densest) * (top - bottom) / PAGE, 0.0) + 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,9 @@ class SliceSet:
     """What a restart would read: by slice, the bounds as of its last durable page."""
     _next: int = 0
     _piece: float = PIECE_PAGES
+    _seen: int = 0
+    _covered_s: float = 0.0
+    """How many objects all pages had, and how many seconds of `created` they covered."""
 
     @classmethod
     def load(
@@ -112,7 +119,8 @@ class SliceSet:
 
     def remaining(self) -> float:
         """Estimated pages still to be read."""
-        return sum(map(self._remaining, self.open.values()))
+        densest = _DENSEST * self._seen / max(self._covered_s, 1.0)
+        return sum(s.remaining(self.account_created, densest) for s in self.open.values())
 
     def claim(self) -> Slice | None:
         """Return the idle slice with most to read, or split one; None if no split is worth a page."""
@@ -143,6 +151,9 @@ class SliceSet:
         chosen.pages += 1
         times = [c for c in map(_created, objects) if c is not None]
         low = times[-1] if times else chosen.low
+        if times:
+            self._seen += len(times)
+            self._covered_s += max((chosen.top or times[0]) - times[-1], 0)
         if len(times) > 1:
             chosen.density = len(times) / max(times[0] - times[-1], 1)
         if has_more and (after is None or after == chosen.after or after in chosen.passed):

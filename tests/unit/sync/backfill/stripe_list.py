@@ -140,12 +140,19 @@ class Copier:
 
     def run(self, dice: Random, *, concurrency: int) -> None:
         """To the end, with up to so many requests at once; answers come in any order."""
-        while not self.finished:
-            while len(self.in_flight) < concurrency and self.ask():
-                pass
-            if self.in_flight:
-                self.receive(dice.randrange(len(self.in_flight)))
-            while self.received:
-                self.submit(dice)
-            if self.lane:
-                self.commit(len(self.lane))
+        while self.step(dice, concurrency=concurrency):
+            pass
+
+    def step(self, dice: Random, *, concurrency: int) -> bool:
+        """Start what requests there may be, and take one answer; False if all is read."""
+        if self.finished:
+            return False
+        while len(self.in_flight) < concurrency and self.ask():
+            pass
+        if self.in_flight:
+            self.receive(dice.randrange(len(self.in_flight)))
+        while self.received:
+            self.submit(dice)
+        if self.lane:
+            self.commit(len(self.lane))
+        return True

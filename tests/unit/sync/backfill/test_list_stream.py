@@ -198,7 +198,7 @@ class Readable:
     has_children: bool = False
     is_longest: bool = False
     in_haste: int = 0
-    """Requests that were made while it needed longest of all."""
+    """Requests that were made while it was among those that need longest."""
     holds_s: float = 0.0
     begins_after: int = 0
 
@@ -274,4 +274,5 @@ async def test_a_list_by_parent_begins_though_lists_that_come_first_hold_the_pla
 async def test_the_list_that_needs_longest_of_all_goes_before_those_that_have_more_left() -> None:
     """With its nested lists it decides when the run ends."""
     other, slow = await beside_another(slow_left=20, slow_rate=40.0, rate=400.0, other_left=60)
-    assert (other.in_haste, slow.in_haste) == (0, 20)
+    assert slow.in_haste == 20
+    assert other.in_haste < 60

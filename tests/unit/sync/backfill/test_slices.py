@@ -1,4 +1,4 @@
-"""How many requests a list costs beside those that it needs."""
+"""How many requests a list costs beside those that it needs, and how many it is taken to need."""
 
 from __future__ import annotations
 
@@ -68,3 +68,16 @@ def test_a_long_list_costs_at_most_a_twentieth_more_than_it_needs(
     copier.run(dice, concurrency=concurrency)
     assert copier.rows == set(stripe.objects)
     assert copier.requests <= 1.05 * 1_000 + 5
+
+
+@pytest.mark.parametrize("shape", _SHAPES, ids=lambda s: s.__name__.strip("_"))
+def test_a_dense_page_does_not_make_a_list_seem_endless(
+    shape: Callable[[Random, int], list[int]],
+) -> None:
+    """A page of an import is a hundred objects of one second: at that density a year is a billion pages."""
+    dice = Random(5)
+    copier = Copier(StripeList(shape(dice, 20_000)), account_created=BIRTH - 86_400)
+    estimates = []
+    while copier.step(dice, concurrency=12):
+        estimates.append(copier.slices.remaining())
+    assert max(estimates) <= 20 * 200
