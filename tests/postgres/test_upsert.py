@@ -381,6 +381,22 @@ async def test_a_deleted_plan_that_a_later_subscription_still_holds_stays_delete
         assert (await w.row("plan", "plan_1"))["deleted"] is False
 
 
+async def test_a_deletion_that_comes_after_a_later_subscription_with_the_plan_is_looked_up(
+    database: str,
+) -> None:
+    """The subscription of second 10 shows the plan that was deleted at 5, and says nothing of that."""
+    plan: StripeObject = {"id": "plan_1", "object": "plan", "amount": 500}
+    item: StripeObject = {"id": "si_1", "object": "subscription_item", "plan": plan}
+    gone: StripeObject = {**plan, "deleted": True}
+    await make_schema(database, ["plan", "subscription_item"])
+    async with writing(database, "plan", "subscription_item") as w:
+        await w.put((item, 10, 11))
+        conflicts = await w.put((gone, 5, 6))
+        assert [(c.table, c.key) for c in conflicts] == [("plan", "plan_1")]
+        await w.put((gone, 20, 21))
+        assert await w.put((gone, 5, 6)) == []
+
+
 async def test_a_row_of_another_version_keeps_no_value_that_ours_does_not_send(w: Writing) -> None:
     await w.put((customer(name="N", phone="old", colour="red"), 0, 1))
     await w.pg.execute(f"UPDATE {SCHEMA}.customer SET _api_version = '2020-08-27'")

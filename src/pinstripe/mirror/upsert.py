@@ -236,7 +236,8 @@ def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
 
 
 def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Select the staged rows that were not written though they are not older than the row.
+    """Select the staged rows that were not written though they are not older than the row, or say that
+    it was deleted.
 
     Run after `update`, before the commit. $1: the number of the shape. Returns (key, null, `_lo`,
     `_hi`) of each row that is in conflict, (null, the hashes of the keys, `_lo`, `_hi`) of the rows that a
@@ -245,13 +246,17 @@ def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
     columns = _content(table, shape)
     lasting = [c for c in columns if (table.name, c.name) not in FLEETING]
     passing = f"NOT {_same(lasting)}" if len(lasting) < len(columns) else "true"
+    older = "(to_timestamp(s._hi) > t._as_of) IS FALSE"
+    if any(c.read == "deleted" for c in columns):
+        # The row may be from a field of another object, which still shows what has been deleted.
+        older += " AND (s.deleted AND t.deleted IS NOT TRUE) IS NOT TRUE"
     return (
         f"WITH found AS MATERIALIZED (\n"
         f"  SELECT {key_text(table, 's')} AS key, {_same(columns)} AS same, {_IS_LATER} AS later,\n"
         f"  s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
         f"  FROM {stage(table.name)} s LEFT JOIN {stored(schema, table)} t ON "
         f"{same_row(schema, table)}\n"
-        f"  WHERE s._shape = $1::int AND (to_timestamp(s._hi) > t._as_of) IS NOT FALSE)\n"
+        f"  WHERE s._shape = $1::int AND NOT ({older}))\n"
         f"SELECT key, null::bigint[], _lo, _hi FROM found\n"
         f"WHERE NOT same AND lasting AND to_timestamp(_lo) < _as_of_latest\n"
         f"UNION ALL SELECT null, array_agg({key_hash('key')}), _lo, _hi FROM found WHERE same\n"
