@@ -57,7 +57,10 @@ class Front:
 
 
 @asynccontextmanager
-async def front(sim: Running, database: str, **options: Any) -> AsyncIterator[Front]:
+async def front(
+    sim: Running, database: str, *, patience_s: float = 20.0, **options: Any
+) -> AsyncIterator[Front]:
+    """A proxy whose answers wait for Postgres as long as a busy machine may need."""
     rung: list[str] = []
 
     async def ring(sync: OpenSync) -> None:
@@ -65,7 +68,13 @@ async def front(sim: Running, database: str, **options: Any) -> AsyncIterator[Fr
 
     async with (
         gateway_account(sim, database) as account,
-        open_proxy(account.syncs, hosts=hosts_at(sim.url), request_sync=ring, **options) as proxy,
+        open_proxy(
+            account.syncs,
+            hosts=hosts_at(sim.url),
+            request_sync=ring,
+            patience_s=patience_s,
+            **options,
+        ) as proxy,
         serving(proxy) as url,
         aiohttp.ClientSession() as client,
     ):
