@@ -101,7 +101,7 @@ def show(text: str) -> None:
 
 def tell(text: str) -> None:
     """To stderr: what goes on meanwhile."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(redact(text) + "\n")
     sys.stderr.flush()
 
 

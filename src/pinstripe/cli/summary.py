@@ -454,7 +454,7 @@ async def showing(service: Service) -> AsyncIterator[None]:
 async def _in_log(meter: Meter) -> None:
     while True:
         await asyncio.sleep(_PLAIN_S)
-        tell(redact(meter.line()))
+        tell(meter.line())
 
 
 async def _on_terminal(meter: Meter) -> None:

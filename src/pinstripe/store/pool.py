@@ -471,6 +471,9 @@ def place_of(url: str) -> str:
         parts = split_url(url)
     except Misconfigured:
         return "an address that cannot be read"
+    read = f"{parts.hosts}/{parts.path}?{parts.query.partition('=')[0]}"
+    if "@" in read:  # A bare `/` or `?` in the password has cut it.
+        return read.rpartition("@")[2].partition("?")[0]
     query = dict(pairs(parts.query))
     host = parts.hosts or query.get("host") or query.get("hostaddr") or "localhost"
     return f"{host}/{parts.path or query.get('dbname', '')}"

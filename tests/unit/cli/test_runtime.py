@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pinstripe.cli.runtime import UNEXPECTED, report, root_cause
+from pinstripe.cli.runtime import UNEXPECTED, report, root_cause, tell
 from pinstripe.errors import Misconfigured, Unreachable, Unwritable
 
 SECRET = "sk_test_thisisthesecretofatest123"
@@ -31,6 +31,11 @@ def test_an_expected_error_has_message_remedy_and_code_and_no_traceback(
     code = report(Misconfigured("No key.", hint="Set one."), as_json=False, debug=False)
     out, err = capsys.readouterr()
     assert (code, out, err) == (2, "", "error: No key.\n  remedy: Set one.\n")
+
+
+def test_what_is_told_meanwhile_never_shows_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(f"Checking {SECRET} at https://me:hunter22@stripe.example")
+    assert capsys.readouterr().err == "Checking sk_test_… at https://me:…@stripe.example\n"
 
 
 def test_an_unexpected_error_is_one_line_and_never_shows_a_secret(

@@ -350,6 +350,8 @@ def test_what_is_no_address_is_refused_without_being_repeated(written: str) -> N
 def test_a_place_is_shown_without_login() -> None:
     assert place_of("postgresql://u:p@ss#1@h:1/d?password=x") == "h:1/d"
     assert place_of("postgresql://?host=/run/pg&dbname=d&password=x") == "/run/pg/d"
+    for password in ("hunter/22", "5/hunter", "p@h/unter", "h/unter?2", "p@h?unter"):
+        assert place_of(f"postgresql://u:{password}@h:1/d?sslmode=require") == "h:1/d"
     assert "secret" not in repr(split_url(BASE))
     assert "secret" not in repr(read())
 
