@@ -55,6 +55,19 @@ def test_what_is_stored_has_its_own_settings_and_the_hash_key_of_the_process(
     assert (stored.hash_key, stored.database_url) == (base.hash_key, "postgresql://db/billing")
 
 
+def test_what_is_stored_takes_from_the_process_what_it_cannot_have_of_its_own() -> None:
+    environment = {
+        "PINSTRIPE_REPLICA_LAG": "10",
+        "PINSTRIPE_CLOCK_MARGIN": "7",
+        "PINSTRIPE_NO_METRICS": "yes",
+        "PINSTRIPE_POLL_INTERVAL": "60",
+    }
+    base = read_config({}, environment)
+    stored = stored_config({"schema": "shop"}, base=base, url="postgresql://db/billing")
+    assert (stored.replica_lag, stored.clock_margin, stored.no_metrics) == (10.0, 7.0, True)
+    assert stored.poll_interval == Config().poll_interval, "this one a sync has of its own"
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("live", (50.0, 12.5)), ("test", (12.5, 12.5))])
 def test_the_default_rates_are_half_of_what_stripe_allows(
     mode: str, expected: tuple[float, float]
