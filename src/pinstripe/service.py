@@ -238,7 +238,7 @@ def api_key(config: Config) -> ApiKey:
         raise Misconfigured(
             "There is no Stripe API key.",
             hint="Set STRIPE_API_KEY to a secret or restricted key from "
-            "https://dashboard.stripe.com/apikeys, or try the demo: pinstripe run.",
+            "https://dashboard.stripe.com/apikeys, or try the demo: pinstripe demo.",
         )
     return ApiKey.parse(config.api_key)
 

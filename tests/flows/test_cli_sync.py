@@ -148,6 +148,27 @@ async def test_no_child_of_the_demo_shows_the_key_in_its_command_line(tmp_path: 
     assert process.returncode == 0
 
 
+async def test_without_a_key_the_demo_leaves_the_database_of_the_settings_alone(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Who forgot the key must not find simulated rows beside their own."""
+    env = {
+        "DATABASE_URL": database,
+        "PINSTRIPE_SCHEMA": "shop",
+        "PINSTRIPE_DEMO_SCALE": "50",
+        "PINSTRIPE_TABLES": "product,event",
+    }
+    async with started("run", env=env, cwd=str(tmp_path)) as process:
+        async with asyncio.timeout(60):
+            assert b"DATABASE_URL is not used" in await process.stderr.readline()
+            while b"ORDER BY created" not in (line := await process.stderr.readline()):
+                assert line, "the demo ended"
+            assert b'FROM "shop".event' in line
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+    assert await pg.fetch("SELECT FROM pg_namespace WHERE nspname IN ('shop', 'pinstripe')") == []
+
+
 def _command_lines() -> list[str]:
     found: list[str] = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

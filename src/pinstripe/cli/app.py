@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -608,7 +609,7 @@ def demo(
     """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
     from pinstripe.cli import serve
 
-    running = serve.demo_platform(config) if platform else serve.demo(config)
+    running = serve.demo_platform(config) if platform else serve.run(replace(config, api_key=None))
     execute(config, running, stopped=0)
 
 

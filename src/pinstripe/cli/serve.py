@@ -38,6 +38,7 @@ from pinstripe.errors import PinstripeError, Unwritable
 from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.serving.service import ServeOptions, open_serving
 from pinstripe.serving.supervisor import WorkerReport
+from pinstripe.store.ddl import quote
 from pinstripe.store.platforms.stored import load_platforms
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import DEFAULT_ID
@@ -96,34 +97,33 @@ async def run(config: Config) -> int:
             "Running the demo, no Stripe key needed: a simulated Stripe account with about "
             f"{config.demo_scale:,} objects runs at {demo.url}; key: {demo.key}"
         )
+        if config.database_url is not None:
+            tell("DATABASE_URL is not used: the demo runs its own Postgres.")
         return await _run(
             replace(
                 config,
                 api_key=demo.key,
                 stripe_url=demo.url,
+                stripe_account=None,
+                database_url=None,
                 data_dir=demo.data_dir,
                 rate_limit="none",
                 endpoint_rate_limit="none",
                 deep=True,  # Requests to the simulator cost nothing, and a demo should have it all.
             ),
-            partial(_start_traffic, demo),
+            partial(_start_traffic, demo, config.schema),
         )
-
-
-async def demo(config: Config) -> int:
-    """The demo account, though there be a key; and never in the database of a real one."""
-    return await run(replace(config, api_key=None, stripe_account=None, database_url=None))
 
 
 async def _nothing() -> None:
     """Do nothing when following begins."""
 
 
-async def _start_traffic(demo: Demo) -> None:
+async def _start_traffic(demo: Demo, schema: str) -> None:
     """Lets things happen in the demo account, so that there is something to follow."""
     await start_traffic(demo, per_second=_TRAFFIC)
     tell(f"The demo account now changes {_TRAFFIC} times per second. Watch it with:")
-    tell('  SELECT created, type FROM "stripe".event ORDER BY created DESC LIMIT 10;')
+    tell(f"  SELECT created, type FROM {quote(schema)}.event ORDER BY created DESC LIMIT 10;")
 
 
 async def _run(config: Config, started: Callable[[], Awaitable[None]]) -> int:

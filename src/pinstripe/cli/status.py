@@ -35,7 +35,7 @@ from pinstripe.store.session import account_of
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import load_syncs
 
-_NOTHING_HINT = "Sync an account first: pinstripe sync, or pinstripe run for the demo."
+_NOTHING_HINT = "Sync an account first: pinstripe sync, or pinstripe demo."
 
 
 async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool) -> int:

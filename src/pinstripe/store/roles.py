@@ -165,7 +165,7 @@ async def _look(connection: Connection, schema: str, purpose: Purpose) -> _Place
     if row is None:
         raise Misconfigured(
             f'There is no schema "{schema}" in this database to read.',
-            hint="Bring an account in first: pinstripe sync, or pinstripe run for the demo.",
+            hint="Bring an account in first: pinstripe sync, or pinstripe demo.",
         )
     role = role_name(row["database"], schema, purpose)
     found = await connection.fetchrow(
