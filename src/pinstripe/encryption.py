@@ -38,7 +38,10 @@ _BOUND = b"p1."
 """Before what is bound. Versions before it wrote Fernet tokens, which begin with `gAAAA`."""
 _NONCE_BYTES = 12
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
-
+_AGAIN = (
+    "store what is lost again: `pinstripe syncs change ID --key`, with PINSTRIPE_WEBHOOK_SECRET set if the "
+    "sync has webhook secrets; remove a platform and add it again."
+)
 
 OWN_DIRECTORY = ".pinstripe"
 """The default directory. It is private whatever the umask."""
@@ -94,8 +97,8 @@ class Encryptor:
             raise Misconfigured(
                 f"{what[0].upper()}{what[1:]} does not open: it was encrypted with another key than the "
                 f"one in {self._source()}, or for another row of the database.",
-                hint="Bring that key back, after the present one in PINSTRIPE_SECRET_KEY (separated by "
-                "a comma); or give the sync its Stripe key again: pinstripe syncs change.",
+                hint="Bring that key back, after the present one in PINSTRIPE_SECRET_KEY (separated by a "
+                f"comma). Or {_AGAIN}",
             )
         return found
 
@@ -113,7 +116,7 @@ class Encryptor:
             raise Misconfigured(
                 f"{what[0].upper()}{what[1:]} was encrypted with another key than the one in "
                 f"{self._source()}.",
-                hint="Give the sync its Stripe key again: pinstripe syncs change.",
+                hint=_AGAIN[0].upper() + _AGAIN[1:],
             ) from None
         return self.seal(text.decode(), bound=bound)
 
@@ -149,8 +152,7 @@ class Encryptor:
                 raise Misconfigured(
                     f"The key that stored secrets were encrypted with is gone: there is no {self._path} "
                     "and no PINSTRIPE_SECRET_KEY.",
-                    hint="Bring it back, or name its directory with --data-dir. Without it the Stripe "
-                    "keys of stored syncs must be given again: pinstripe syncs change.",
+                    hint=f"Bring it back, or name its directory with --data-dir. Or {_AGAIN}",
                 )
         return self._known
 

@@ -118,6 +118,24 @@ async def test_another_key_of_the_account_is_taken_and_one_of_another_mode_is_no
         assert (await control.get("shop")).key_hint == "sk_test_…4567"
 
 
+async def test_a_sync_whose_encryption_key_is_lost_is_mended_as_its_remedy_says(
+    database: str, tmp_path: Path, sim: Running
+) -> None:
+    async with controlled(database, tmp_path) as control:
+        new = NewSync("shop", SECRET, stripe_url=sim.url, webhook_secrets=("whsec_one",))
+        await control.add(new)
+    (tmp_path / "secret.key").unlink()
+    async with controlled(database, tmp_path) as control:
+        lost = (await control.get("shop")).state
+        assert "secret.key" in lost.reason
+        assert "`pinstripe syncs change ID --key`" in lost.remedy
+        assert "PINSTRIPE_WEBHOOK_SECRET" in lost.remedy
+        half = await control.change("shop", SyncChange(api_key=SECRET))
+        assert "A webhook secret" in half.state.reason
+        whole = await control.change("shop", SyncChange(webhook_secrets=("whsec_two",)))
+        assert whole.state.reason == ""
+
+
 async def test_the_default_can_be_paused_but_neither_changed_nor_removed(
     database: str, tmp_path: Path
 ) -> None:
