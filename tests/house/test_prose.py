@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.house.tree import ROOT, files, parsed, shown
+from tests.house.tree import ROOT, files, modules, parsed, shown
 
 from pinstripe.cli.app import app
 
@@ -22,6 +22,8 @@ OLD_WORDS = re.compile(
     r"|looks? at (?:once|it)|looked at|asks? (?:Stripe(?!'s)|anew|again))\b"
 )
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
+_MAKE_ERRORS = ("HTTPError", "failure", "_refusal", "_no")
+_CODE = re.compile(r"[a-z]+(_[a-z]+)*")
 
 
 def commands(program: str) -> Iterator[tuple[Path, list[str]]]:
@@ -79,6 +81,21 @@ def _is_known(words: list[str], capsys: pytest.CaptureFixture[str]) -> bool:
     told = capsys.readouterr().out
     flags = [w.partition("=")[0] for w in words[len(names) :] if w.startswith("-")]
     return all(re.search(rf"(?<![\w-]){re.escape(f)}(?![\w-])", told) for f in flags)
+
+
+def test_the_page_of_the_api_names_every_code_of_an_error() -> None:
+    page = (ROOT / "docs" / "reference" / "http.md").read_text()
+    codes = {code for path in modules("src") for code in _codes(parsed(path))}
+    assert len(codes) > 20
+    assert [code for code in sorted(codes) if f"`{code}`" not in page] == []
+
+
+def _codes(module: ast.Module) -> Iterator[str]:
+    """The code of each error that the module makes for a caller of the gateway."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in _MAKE_ERRORS:
+            words = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            yield from [w for w in words if isinstance(w, str) and _CODE.fullmatch(w)][:1]
 
 
 def test_pages_for_users_speak_as_the_field_does() -> None:

@@ -25,7 +25,7 @@ What `pinstripe serve` answers. The same description, for programs: `GET /api/op
 |---|---|
 | `/v1/...`, `/v2/...`, `/api.stripe.com/...`, `/files.stripe.com/...` | the proxy: [how-to](../how-to/proxy.md) |
 | `/wait/...` | [wait for your write](../how-to/wait.md) |
-| `/webhooks/...` | [webhooks that ring](../how-to/webhooks.md) |
+| `/webhooks/...` | [webhooks](../how-to/webhooks.md), which trigger a poll |
 | `/healthz`, `/readyz`, `/metrics` | [monitoring](../how-to/monitoring.md) |
 | `/api/...` | below |
 | everything else | the console |
@@ -46,22 +46,28 @@ Everything but the proxy has one shape. `code` is for programs, `hint` says what
 
 | Status | `code` |
 |---|---|
-| 400 | `bad_request`: a parameter or body that does not fit; `misconfigured`, `wrong_key`: what is asked for cannot be |
+| 400 | `bad_request`: a parameter or body that does not fit; `misconfigured`, `wrong_key`: what is requested cannot be |
+| 400 | `bad_signature`, `old_signature`: of a webhook; `malformed`, `host`, `transfer_encoding`: not proper HTTP/1.1 |
 | 401 | `unauthorized`: the token is missing or wrong |
-| 403 | `wrong_host`, `cross_site`: a browser on a page of another site |
-| 404 | `not_found`, `unknown_sync`, `unknown_table`, `unknown_event`, `not_synced`, `no_events` |
-| 405 | `method_not_allowed`; `Allow` names the methods there are |
-| 413, 415 | `too_large`, `not_json` |
-| 429 | `too_many_failures`: too many wrong tokens at once |
-| 502 | `stripe_refused`: Stripe said no |
-| 503 | `unavailable`: Postgres or Stripe cannot be reached; `too_many_streams` |
+| 403 | `wrong_host`, `cross_site`: a browser on a page of another site; `not_a_page`: one that would show Stripe's answer |
+| 404 | `not_found`, `unknown_sync`, `unknown_platform`, `unknown_table`, `unknown_event`, `not_synced`, `no_events` |
+| 405 | `method_not_allowed`: `Allow` names the methods there are; `no_tunnel` |
+| 408 | `too_slow`: the body did not come in time |
+| 413, 415, 431 | `too_large`, `not_json`, `head_too_large` |
+| 429 | `too_many_failures`: wrong tokens; `too_many_keys`: Stripe keys that are new here |
+| 500 | `internal`: a bug of ours; the log says more |
+| 502 | `stripe_refused`: Stripe refused |
+| 503 | `unavailable`: Postgres or Stripe cannot be reached; `too_many` waits; `too_many_streams`; `ending`: it is being stopped |
+| 504 | the time of a wait was over: [waiting](../how-to/wait.md#when-it-does-not-come-true) has the codes |
+| 505 | `http_version`: not HTTP/1.x |
 
 Unknown parameters and fields are refused, so that a typing error does not pass for a filter.
 
 ## Pages and streams
 
-Pages have a `limit` of 500 at most. Events follow each other by `starting_after`, changes by position:
-whoever has read up to one never misses an earlier one. No query takes longer than ten seconds.
+Pages have a `limit` of 500 at most (accounts of a platform: 1,000). Events follow each other by
+`starting_after`, changes by position: a reader that has reached one never misses an earlier one. No query
+takes longer than ten seconds.
 
 Streams are server-sent events: `curl -N` or a browser's `EventSource` reads them. A comment comes at
 least every five seconds. After a break, send the last `id` as `Last-Event-ID` (browsers do): nothing is
@@ -137,7 +143,7 @@ def _type(schema: Json) -> str:
     if "anyOf" in schema:
         return " or ".join(_type(part) for part in cast("list[Json]", schema["anyOf"]))
     if "enum" in schema:
-        return " or ".join(code(str(v)) for v in cast("list[object]", schema["enum"]))
+        return " or ".join(code(str(v)) or "empty" for v in cast("list[object]", schema["enum"]))
     kind = str(schema.get("type", "any value"))
     if kind == "array":
         return f"list of {_type(cast(Json, schema.get('items', {})))}"

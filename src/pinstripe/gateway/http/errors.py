@@ -22,7 +22,6 @@ from pinstripe.errors import (
     UnknownSync,
     Unreachable,
     Unwritable,
-    WrongAccount,
     WrongKey,
     redact,
 )
@@ -97,8 +96,6 @@ def _status(error: PinstripeError) -> tuple[int, str]:
             return 404, "not_found"
         case WrongKey():
             return 400, "wrong_key"
-        case WrongAccount():
-            return 400, "wrong_account"
         case Refused():
             # Not Stripe's own status: a 401 or 403 here would speak of the caller's rights with us.
             return 502, "stripe_refused"
