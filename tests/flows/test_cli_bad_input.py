@@ -69,6 +69,11 @@ async def schemas(database: str) -> set[str]:
         (["sync", "--tables", "custmer", "--api-key", SECRET], "custmer"),
         (["sync", "--since", "2999-01-01", "--api-key", SECRET], "future"),
         (["sync", "--since", "2025-01-01,event=2999-01-01", "--api-key", SECRET], "event=2999"),
+        (["syncs", "add", "shop", "--set", "deep"], "--set 'deep' has no value"),
+        (["verify", "--sample", "-1"], "--sample is '-1'"),
+        (["verify", "--ids", "-1"], "--ids is '-1'"),
+        (["verify", "--platform", "shops"], "go together"),
+        (["schema", "ddl", "--by-account", "--partitions", "-3"], "--partitions is '-3'"),
         (["simulate", "--scale", "-5"], "--scale is '-5'"),
         (["simulate", "--scale", "0"], "--scale is '0'"),
         (["simulate", "--port", "70000"], "--port is '70000'"),
@@ -125,6 +130,14 @@ async def test_with_json_the_error_is_on_stdout_too(tmp_path: Path) -> None:
     assert error["type"] == "WrongKey"
     assert error["exit_code"] == ended.code == 2
     assert error["remedy"]
+
+
+@pytest.mark.parametrize(
+    "words", [["status", "--no-such-flag"], ["erase", "cus_1", "--account", "a"]]
+)
+async def test_with_json_a_wrong_command_line_is_on_stdout_too(words: list[str]) -> None:
+    ended = await pinstripe(*words, "--json")
+    assert json.loads(ended.out)["error"]["exit_code"] == ended.code == 2
 
 
 async def test_an_address_where_nobody_listens_fails_soon(database: str) -> None:

@@ -77,7 +77,7 @@ async def test_an_added_sync_is_shown_without_its_secrets(
         (NewSync("default", SECRET), "default"),
         (NewSync("shop", "pk_test_publishable"), "publishable"),
         (NewSync("shop", SECRET, schema="pinstripe"), "schema"),
-        (NewSync("shop", SECRET, settings={"port": "1"}), "no such setting"),
+        (NewSync("shop", SECRET, settings={"port": "1"}), "no setting 'port'"),
         (NewSync("shop", SECRET, settings={"tables": "custmer"}), "no table"),
         (NewSync("shop", SECRET, settings={"poll_interval": "0"}), "poll-interval"),
         (NewSync("shop", SECRET, webhook_secrets=("sk_test_wrong",)), "webhook"),

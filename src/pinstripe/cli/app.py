@@ -23,13 +23,13 @@ from pinstripe.cli.runtime import (
     LIVE,
     PERSONAL,
     Exit,
-    complain,
     execute,
     report,
     with_settings,
 )
-from pinstripe.config.config import Config
+from pinstripe.config.config import OFF, Config, whole_number
 from pinstripe.config.settings import PLATFORM_SETTINGS, SETTINGS, SYNC_SETTINGS
+from pinstripe.errors import Misconfigured
 
 webhook = App(
     name="webhook",
@@ -266,7 +266,10 @@ def rekey(config: Config, *, json: JsonFlag = False) -> None:
 
 def _pairs(words: list[str] | None) -> dict[str, str]:
     """Return NAME=VALUE pairs as a dict. Unknown names are rejected when they are stored."""
-    pairs = (word.partition("=") for word in words or [])
+    pairs = [word.partition("=") for word in words or []]
+    for name in (name for name, equals, _ in pairs if not equals):
+        hint = f"Write --set {name}=VALUE; --set {name}= goes back to the default."
+        raise Misconfigured(f"--set {name!r} has no value.", hint=hint)
     return {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
 
 
@@ -296,6 +299,7 @@ def ddl(
     """Print the DDL that creates the tables, as an SQL script."""
     from pinstripe.cli import schema as commands
 
+    whole_number(str(partitions), "--partitions", least=0, most=1024)
     commands.print_ddl(config, by_account=by_account, partitions=partitions)
 
 
@@ -565,14 +569,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
-    debug = "--debug" in words or bool(os.environ.get("PINSTRIPE_DEBUG"))
+    debug = "--debug" in words or os.environ.get("PINSTRIPE_DEBUG", "").strip().lower() not in OFF
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except Exit as end:
         return end.code
     except CycloptsError as error:
         command = " ".join(("pinstripe", *(error.command_chain or ())))
-        complain(str(error).rstrip(), f"`{command} --help` shows what it takes.")
+        hint = f"`{command} --help` shows what it takes."
+        report(Misconfigured(str(error).rstrip(), hint=hint), as_json=as_json, debug=False)
         return BAD_USAGE
     except KeyboardInterrupt:
         return 130
@@ -668,6 +673,8 @@ def verify(
     from pinstripe.cli import verify as commands
     from pinstripe.sync.verify.verify import VerifyOptions
 
+    for name, number in (("--sample", sample), ("--ids", ids)):
+        whole_number(str(number), name, least=0, most=10**9)
     options = VerifyOptions(repair=repair, unlisted=None if every else sample)
     of_platform = _account_of_platform(platform, account)
     if of_platform is None:
@@ -680,8 +687,8 @@ def _account_of_platform(platform: str | None, account: str | None) -> tuple[str
     if platform is None and account is None:
         return None
     if platform is None or account is None:
-        complain("--platform and --account go together.", "Give the platform's ID and acct_...")
-        raise SystemExit(BAD_USAGE)
+        hint = "Give the platform's ID and acct_..."
+        raise Misconfigured("--platform and --account go together.", hint=hint)
     return platform, account
 
 

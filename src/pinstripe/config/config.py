@@ -301,7 +301,7 @@ def one_of(text: str, where: str, *, allowed: Collection[str]) -> str:
 
 
 def switch(text: str, where: str) -> bool:
-    if text.lower() in ("", "0", "no", "off", "false"):
+    if text.lower() in OFF:
         return False
     return bool(one_of(text, where, allowed=("1", "yes", "on", "true")))
 
@@ -313,6 +313,7 @@ ENDPOINT_CEILING = 25.0
 
 _TEST_ACCOUNT_CEILING = 25.0
 _LEVELS = ("debug", "info", "warning", "error")
+OFF = ("", "0", "no", "off", "false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,9 +495,8 @@ def checked_settings(
     """
     for name in settings:
         if name not in allowed:
-            raise Misconfigured(
-                f"{owner} has no such setting.", hint=f"It may have: {', '.join(allowed)}."
-            )
+            hint = f"It may have: {', '.join(allowed)}."
+            raise Misconfigured(f"{owner} has no setting {redact(name)!r}.", hint=hint)
     return {name: text for name, text in settings.items() if text}
 
 

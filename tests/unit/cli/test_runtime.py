@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from pinstripe.cli.app import main
 from pinstripe.cli.runtime import UNEXPECTED, report, root_cause, tell
 from pinstripe.errors import Misconfigured, Unreachable, Unwritable
 
@@ -36,6 +37,15 @@ def test_an_expected_error_has_message_remedy_and_code_and_no_traceback(
 def test_what_is_told_meanwhile_never_shows_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
     tell(f"Checking {SECRET} at https://me:hunter22@stripe.example")
     assert capsys.readouterr().err == "Checking sk_test_… at https://me:…@stripe.example\n"
+
+
+@pytest.mark.parametrize(("text", "shown"), [("0", False), ("off", False), ("1", True)])
+def test_the_variable_for_tracebacks_is_a_switch_like_the_others(
+    text: str, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PINSTRIPE_DEBUG", text)
+    assert main(["schema", "tables", "chrage"]) == 2
+    assert ("Traceback" in capsys.readouterr().err) is shown
 
 
 def test_an_unexpected_error_is_one_line_and_never_shows_a_secret(
