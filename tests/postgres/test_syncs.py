@@ -151,6 +151,20 @@ async def test_tables_of_the_users_own_stay_and_views_on_ours_stop_it(
     assert [row[0] for row in left] == ["mine"]
 
 
+async def test_the_remedy_for_views_on_a_removed_copy_is_a_statement_that_drops_all_of_it(
+    pg: asyncpg.Connection, database: str
+) -> None:
+    """A second `remove` finds no sync of that id: nothing but this statement is left to do."""
+    await _copy(pg)
+    await pg.execute("CREATE VIEW public.names AS SELECT name FROM shop.customer")
+    with pytest.raises(Misconfigured, match="It is removed") as caught:
+        await drop_copy(database, "shop")
+    await pg.execute(caught.value.hint.partition(": ")[2])
+    assert await pg.fetchval("SELECT to_regnamespace('shop')") is None
+    assert await pg.fetchval("SELECT to_regclass('public.names')") is None
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.sync") == 0
+
+
 async def test_nothing_is_dropped_while_a_process_syncs(
     pg: asyncpg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

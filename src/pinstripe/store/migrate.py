@@ -884,14 +884,13 @@ async def _drop(connection: Connection, schema: str) -> None:
             await connection.execute("DELETE FROM pinstripe.sync WHERE schema = $1", schema)
     except asyncpg.DependentObjectsStillExistError as error:
         raise Misconfigured(
-            f'Views or tables of your own rest on the tables of the schema "{schema}"; it was left.',
-            hint="Drop those first, or drop all at once: DROP SCHEMA ... CASCADE.",
+            f'It is removed, but objects of your own rest on tables of the schema "{schema}": they stay.',
+            hint=f"Drop all of them: DROP SCHEMA {ddl.quote(schema)} CASCADE; DELETE FROM "
+            f"pinstripe.sync WHERE schema = {ddl.literal(schema)};",
         ) from error
-    try:
+    with suppress(asyncpg.DependentObjectsStillExistError):  # What is left in it is the user's.
         async with connection.transaction():
             await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(schema)}")
-    except asyncpg.DependentObjectsStillExistError:
-        return  # What is left in it is the user's.
 
 
 async def drop_platform(connection: Connection, schema: str) -> None:
@@ -909,6 +908,6 @@ async def drop_platform(connection: Connection, schema: str) -> None:
             await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(partitions)}")
     except asyncpg.DependentObjectsStillExistError as error:
         raise Misconfigured(
-            f'Views or tables of your own rest on the views of the schema "{schema}"; it was left.',
-            hint="Drop those first, or drop all at once: DROP SCHEMA ... CASCADE.",
+            f'It is removed, but objects of your own rest on the views of the schema "{views}": they stay.',
+            hint=f"Drop all of them: DROP SCHEMA {ddl.quote(views)}, {ddl.quote(schema)} CASCADE;",
         ) from error
