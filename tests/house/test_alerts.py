@@ -48,6 +48,12 @@ def test_every_metric_of_an_alert_or_a_panel_exists() -> None:
     assert used <= METRICS, used - METRICS
 
 
+def test_the_page_on_monitoring_explains_every_metric() -> None:
+    page = (ROOT / "docs/how-to/monitoring.md").read_text()
+    explained = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.M))))
+    assert explained == {name.removeprefix("pinstripe_") for name in METRICS}
+
+
 def test_every_alert_leads_to_an_entry_of_the_page() -> None:
     for rule in rules():
         page, _, anchor = rule["annotations"]["runbook"].partition("/#")
@@ -58,6 +64,8 @@ def test_every_alert_leads_to_an_entry_of_the_page() -> None:
 def test_every_state_that_status_can_show_has_an_entry() -> None:
     missing = {*get_args(TableState), *get_args(Activity)} - anchors()
     assert missing == set()
+    both = set(get_args(TableState)) & set(get_args(Activity))
+    assert {f"a-{state}-table" for state in both} <= anchors(), "it means something else there"
     # The lines that `pinstripe status` writes in capitals, and its other findings.
     for line in (
         "quarantine",

@@ -5,8 +5,8 @@
     status board, row estimates    /
 
 `app` and `middleware` count where requests come in, so that the proxy, waits and webhooks need not. A
-scrape reads the status board and makes at most two queries. Labels are ids of syncs, names of our tables,
-and small closed sets: nothing that a caller sends can make a new one.
+scrape reads the status board, and queries the database every 15 s at most. Labels are ids of syncs, names
+of our tables, and small closed sets: nothing that a caller sends can make a new one.
 """
 
 from __future__ import annotations
