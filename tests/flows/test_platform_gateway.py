@@ -142,6 +142,7 @@ async def test_the_command_waits_for_an_account(here: PlatformService) -> None:
     assert (done.code, json.loads(done.out)["ok"]) == (0, True), done.text
     refused = await pinstripe("wait", *words[:2], "--account", "acct_1Nobody", *words[4:])
     assert "no account 'acct_1Nobody'" in refused.err
+    assert "GET /api/platforms/ID/accounts" in refused.err
 
 
 async def test_without_an_account_the_platforms_own_is_waited_for(here: PlatformService) -> None:

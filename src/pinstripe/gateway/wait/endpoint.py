@@ -428,7 +428,7 @@ def _unknown_account(named: AccountPlace) -> HTTPError:
         "not_found",
         f"The platform {named.platform.id!r} has no account {named.account_id[:40]!r}, or lost its "
         "authorization.",
-        hint="`pinstripe status` shows the accounts of platforms.",
+        hint="The console and GET /api/platforms/ID/accounts list the accounts.",
     )
 
 
