@@ -125,7 +125,7 @@ async def test_status_shows_the_pace_and_that_nobody_works(here: PlatformService
     assert (platform["id"], platform["accounts"]["active"]) == (ID, 249)
     text = (await pinstripe("status", env=env)).out
     assert "249 accounts, 1 of them in trouble; 1 revoked" in text
-    assert "looks at event lists a second; the oldest look was" in text
+    assert "polls of event lists a second; the oldest poll was" in text
     assert "NO WORKER RUNS" in text
 
 

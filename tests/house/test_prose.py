@@ -100,7 +100,8 @@ def _codes(module: ast.Module) -> Iterator[str]:
 
 def test_pages_for_users_speak_as_the_field_does() -> None:
     pages = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "quickstart.md"]
-    pages += sorted((ROOT / "docs" / "how-to").glob("*.md"))
+    for folder in ("how-to", "concepts"):
+        pages += sorted((ROOT / "docs" / folder).glob("*.md"))
     said = [
         f"{shown(page)}:{text.count(chr(10), 0, found.start()) + 1} {found.group()}"
         for page in pages

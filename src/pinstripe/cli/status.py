@@ -100,7 +100,7 @@ def platforms_text(found: PlatformsStatus) -> list[str]:
             f"Platform {one.id}: {one.account_id} in {mode}, schema {one.schema}.{state}",
             f"  {counts.active:,} accounts, {counts.troubled:,} of them in trouble; {counts.revoked:,} "
             "revoked their authorization",
-            f"  {one.looks_per_s:.1f} looks at event lists a second; the oldest look was "
+            f"  {one.looks_per_s:.1f} polls of event lists a second; the oldest poll was "
             f"{timedelta(seconds=round(one.oldest_look_s or 0.0))} ago; {one.late:,} are late",
         ]
         texts.append("\n".join(lines))
@@ -212,7 +212,7 @@ def _certificate_lines(found: SchemaStatus) -> list[str]:
     states = [table.get("state") for table in made.tables.values()]
     unproven = len(states) - states.count("verified")
     return [
-        f"Verified at {_time(made.finished_at)}: {made.differences:,} differences, "
+        f"Verified at {_time(made.finished_at)}: {counted(made.differences, 'difference')}, "
         f"{made.repaired:,} repaired, {states.count('verified')} tables verified, {unproven} not or only "
         f"partially; digest {made.digest[:16]}",
         *plan,

@@ -316,10 +316,10 @@ def _pace(pace: Pace) -> str:
     """How a sweep goes, in a line.
 
     >>> _pace(Pace(12, 1, 2, 3.25, 70.4, 0))
-    '12 active, 1 revoked, 2 in trouble; 3.2 looks/s, the oldest 70 s ago, 0 late'
+    '12 active, 1 revoked, 2 in trouble; 3.2 polls/s, the oldest 70 s ago, 0 late'
     """
     oldest_s = 0.0 if pace.oldest_look_s is None else pace.oldest_look_s
     return (
         f"{pace.active} active, {pace.revoked} revoked, {pace.troubled} in trouble; "
-        f"{pace.looks_per_s:.1f} looks/s, the oldest {oldest_s:.0f} s ago, {pace.late} late"
+        f"{pace.looks_per_s:.1f} polls/s, the oldest {oldest_s:.0f} s ago, {pace.late} late"
     )

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from pinstripe.cli.runtime import complain, show, tell
 from pinstripe.cli.status import check_synced, with_data
+from pinstripe.cli.summary import counted
 from pinstripe.cli.sync import INCOMPLETE
 from pinstripe.cli.syncs import open_vault
 from pinstripe.client.api_key import ApiKey
@@ -177,7 +178,7 @@ def as_text(report: Report, *, ids: int) -> str:
     tables = report.tables.values()
     proven = [t for t in tables if t.state == "verified"]
     seconds = (report.finished_at - report.started_at).total_seconds()
-    head = f"{report.differences:,} differences" if report.differences else "No differences"
+    head = counted(report.differences, "difference") if report.differences else "No differences"
     repaired = f", {report.repaired:,} repaired" if report.repaired else ""
     lines = [
         f"{head}{repaired}: schema {report.schema}, {sum(t.rows for t in tables):,} rows, "
