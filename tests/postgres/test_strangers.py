@@ -13,6 +13,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 from tests.postgres.writing import make_schema
 
 from pinstripe.catalog.model import spec
@@ -34,6 +35,7 @@ from pinstripe.store.events import (
     request_sync,
 )
 from pinstripe.store.leases import Lease
+from pinstripe.store.locks import naming_holders
 from pinstripe.store.migrate import create_indexes_beside, ensure_bookkeeping, migrate
 from pinstripe.store.pool import connect, open_pool
 from pinstripe.store.roles import renew_reader
@@ -260,6 +262,32 @@ async def test_a_writer_that_waits_for_a_lock_gives_up_and_names_the_holder(
         async with asyncio.timeout(20):
             await writing
         assert mirror.trouble == ""
+
+
+async def test_a_session_of_ours_that_looks_for_holders_is_none(
+    database: str, pg: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index beside writers waits for it as well, and the log of a first start named it."""
+    monkeypatch.setattr("pinstripe.store.locks._PATIENCE_S", 0.05)
+    await pg.execute("CREATE TABLE public.held (a int)")
+    async with (
+        connect(database) as waiting,
+        connect(database) as looking,
+        connect(database) as other,
+    ):
+        pid = await waiting.fetchval("SELECT pg_backend_pid()")
+        await looking.execute("SET application_name = 'pinstripe locks'")
+        await other.execute("SET application_name = 'another'")
+        async with looking.transaction(), other.transaction():
+            for holder in (looking, other):
+                await holder.execute("LOCK TABLE public.held IN SHARE MODE")
+            dropping = asyncio.create_task(waiting.execute("DROP TABLE public.held"))
+            with capture_logs() as lines:
+                async with naming_holders(database, pid):
+                    await until(lambda: bool(lines))
+            (held_by,) = lines[0]["held_by"]
+            assert "(another)" in held_by
+        await dropping
 
 
 async def test_an_upgrade_never_makes_readers_queue_behind_an_idle_one(

@@ -31,6 +31,7 @@ WAIT_S = 10
 """How long a writer waits for a lock before it rolls back, says whose it is, and tries again."""
 _PATIENCE_S = 1.0
 _TIMED_OUT = "55P03"
+_LOOKING = "pinstripe locks"  # An index beside writers waits for the sessions that look, too: for a moment.
 
 _MAKE = """
 CREATE TABLE IF NOT EXISTS pinstripe.lock (name text PRIMARY KEY);
@@ -50,8 +51,8 @@ _SHOWN = """
   || coalesce(', ' || a.state, '') || coalesce(', in a transaction since ' || a.xact_start, '')
 """
 _HOLDERS = f"""
-SELECT {_SHOWN} FROM pg_stat_activity AS a
-WHERE a.pid = ANY (pg_blocking_pids($1)) ORDER BY a.xact_start
+SELECT {_SHOWN} FROM pg_stat_activity AS a WHERE a.pid = ANY (pg_blocking_pids($1))
+AND (a.usename, a.application_name) <> (session_user, '{_LOOKING}') ORDER BY a.xact_start
 """
 _HOLDERS_IN = f"""
 SELECT DISTINCT {_SHOWN} FROM pg_locks AS l
@@ -110,7 +111,7 @@ async def _look(url: str, pid: int, holders: list[str]) -> None:
     while True:
         await asyncio.sleep(_PATIENCE_S)
         with suppress(PinstripeError):
-            async with connect(url, application_name="pinstripe locks") as connection:
+            async with connect(url, application_name=_LOOKING) as connection:
                 found = [row[0] for row in await connection.fetch(_HOLDERS, pid)]
             if found and found != holders:
                 _log.warning("lock.waits", held_by=found)
