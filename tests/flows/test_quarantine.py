@@ -189,6 +189,22 @@ async def test_a_row_that_postgres_refuses_is_named_stops_nothing_and_heals(
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
 
 
+async def test_rows_that_are_still_refused_are_not_fetched_again_and_again(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """They are kept and tried without Stripe, some of them at a time."""
+    await pg.execute(ROWS["a CHECK"][0])
+    stripe.lists["/v1/customers"] = [
+        customer(n, name="bad" if n % 2 else "good") for n in range(300, 0, -1)
+    ]
+    assert (await backfill(copy, "customer", "product")).complete
+    for _ in range(2):
+        await probe(copy)
+    due = "SELECT count(*) FROM pinstripe.pending WHERE next_try_at < now() + interval '1 year'"
+    assert await pg.fetchval(due) == 0
+    assert [q.id for q in (await status(pg)).quarantine] == ["cus_1"], "the table takes others"
+
+
 async def test_more_refused_rows_than_are_kept_in_memory_are_fetched_when_the_others_are_healed(
     stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:

@@ -38,8 +38,10 @@ from pinstripe.mirror.batch import (
 from pinstripe.mirror.change_feed import Recorder
 from pinstripe.mirror.quarantine import (
     PROBE_S,
+    PROBED,
     HeldTable,
     Parted,
+    Place,
     Quarantine,
     RefusedRow,
     note_parted,
@@ -354,12 +356,11 @@ class Mirror:
         steps = steps_of(jobs)
         batch = self._batch_of(jobs, steps)
         attempt = 0
-        is_apart = False
+        is_apart, parted = False, Parted()
         while True:
             try:
                 if is_apart:
                     parted = await sink.write_apart(batch)
-                    self.quarantine.take(parted)
                     conflicts = parted.conflicts
                 else:
                     conflicts = await sink.write(batch)
@@ -389,6 +390,7 @@ class Mirror:
                 continue
             self.trouble = ""
             self.quarantine.written(batch)
+            self.quarantine.take(parted)  # After it: the batch still has what was left out.
             for progress, mine in steps:
                 progress.commit(mine)
             for one_round in batch.rounds:
@@ -450,10 +452,13 @@ class Mirror:
             self.quarantine.late -= late
         for table, held in list(self.quarantine.tables.items()):
             await self._probe_table(sink, table, held)
-        rows = [r for r in self.quarantine.to_probe() if r.table not in self.quarantine.tables]
-        for left in rows:
-            self.extractor.erased.forget(self.tables[left.table], left.key, left.row)
-        if rows:
+        refused: set[Place] = set()
+        for _ in range(0, len(self.quarantine.rows), PROBED):
+            rows = [r for r in self.quarantine.to_probe() if r.table not in self.quarantine.tables]
+            if not rows or refused:
+                break
+            for left in rows:
+                self.extractor.erased.forget(self.tables[left.table], left.key, left.row)
             batch = probe(rows, self.api_version, self.quarantine.open_tables(self.tables))
             batch.effects = list(self.always)
             parted = await sink.write_apart(batch)

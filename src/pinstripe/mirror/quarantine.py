@@ -28,7 +28,8 @@ PROBE_S = 10.0
 _MOST_OWED = 1000
 """Rows of a table that are owed one by one; beyond it, its lists are read again."""
 _SAMPLES = 16
-_PROBED = 50
+PROBED = 15
+"""Fewer than what makes a table count as refusing all rows: these were refused before."""
 _HELD_BYTES = 1_000_000
 LARGEST_BYTES = 200_000_000
 """Postgres stores a text of up to 1 GB, a jsonb of 256 MB, and accepts messages of 1 GB."""
@@ -216,7 +217,7 @@ class Quarantine:
 
     def to_probe(self) -> list[RefusedRow]:
         """Return rows to retry now; the next call returns others, if there are many."""
-        chosen = list(self.rows)[:_PROBED]
+        chosen = list(self.rows)[:PROBED]
         for place in chosen:  # To the end of the line.
             self.rows[place] = self.rows.pop(place)
         return [self.rows[place] for place in chosen]
