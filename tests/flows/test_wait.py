@@ -69,6 +69,28 @@ async def test_a_wait_for_an_object_needs_nobody_who_syncs(sim: Running, databas
         assert row["deleted"] is True
 
 
+async def test_a_wait_for_an_object_brings_the_rows_inside_of_it(
+    sim: Running, database: str
+) -> None:
+    """Each change comes so soon after the last that the clocks do not tell which is newer."""
+    async with gateway(sim, database) as here:
+        made = sim.control.members("subscription", "subscription_item", add=4)
+        owner, (kept, *others) = made["owner"][0], made["added"]
+        read: list[tuple[object, object]] = []
+        for n, other in enumerate(others):
+            assert (await here.wait(f"object={owner}")).status_code == 200
+            sim.control.edit("subscription_item", kept, {"quantity": 100 + n})
+            assert (await here.wait(f"object={owner}")).status_code == 200
+            row = await here.account.row("subscription_item", kept)
+            sim.control.delete("subscription_item", other, silent=True)
+            assert (await here.wait(f"object={owner}")).status_code == 200
+            gone = await here.account.row("subscription_item", other)
+            assert row is not None
+            assert gone is not None
+            read.append((row["quantity"], gone["deleted"]))
+    assert read == [(100 + n, True) for n in range(len(others))]
+
+
 async def test_a_wait_for_an_event_ends_when_it_is_applied(sim: Running, database: str) -> None:
     async with gateway(sim, database) as here, syncing(sim, database):
         key, _ = await made_customer(here.stripe, "Ada")

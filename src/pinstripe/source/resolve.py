@@ -64,7 +64,7 @@ async def resolve(source: Source, row: Conflict) -> bool:
     async with source.transaction() as connection:
         await note_contradiction(connection, source.mirror.schema, is_stale=is_stale)
     await complete(source, answer)
-    return answered
+    return answered is not None
 
 
 async def _read_set(source: Source, row: Conflict, answer: RefetchDone) -> None:
@@ -113,19 +113,20 @@ async def refetch_row(
     cause: Cause | None = None,
     answers: Sequence[RefetchDone] = (),
     priority: int = CONTESTED,
-) -> bool:
+) -> RowSet | None:
     """Replaces the row by what Stripe has now, or marks the row as deleted.
 
-    Returns False if nothing at Stripe shows the object. `started`: a moment before, on Postgres's clock:
-    what was known a while before that is replaced whatever the clocks say. `parent`: the id it is
-    retrieved under, if known. `answers`: refetches that the commit completes.
+    Returns the rows that its own response has, if there is one; None if nothing at Stripe shows the object.
+    `started`: a moment before, on Postgres's clock: what was known a while before that is replaced whatever
+    the clocks say. `parent`: the id it is retrieved under, if known. `answers`: refetches that the commit
+    completes.
     """
     try:
         if singleton_path(table):
             await _read_singleton(source, table, started=started, cause=cause, answers=answers)
-            return True
+            return RowSet()
         parent = parent or await _parent(source, table, key)
-        if await source.fetch(
+        found = await source.fetch(
             table,
             key,
             parent=parent,
@@ -133,22 +134,24 @@ async def refetch_row(
             priority=priority,
             cause=cause,
             answers=answers,
-        ):
-            return True
+        )
+        if found is not None:
+            return found
     except NotFound as gone:
         await mark_deleted(
             source, table, key, started=started, gone=gone, cause=cause, answers=answers
         )
-        return True
+        return RowSet()
     owners = await _owners(source, table, key)
     if await resolve_from_events(source, table, key, any_version=not owners):
-        return True
+        return RowSet()
     said = [await _is_shown(source, table, o, started=started, priority=priority) for o in owners]
     # An account that its platform does not control shows no bank accounts: `external_accounts` in
     # https://docs.stripe.com/api/accounts/object.
-    return any(said) or (
-        bool(owners) and await resolve_from_events(source, table, key, any_version=True)
-    )
+    if any(said):
+        return RowSet()
+    is_told = bool(owners) and await resolve_from_events(source, table, key, any_version=True)
+    return RowSet() if is_told else None
 
 
 async def _is_shown(

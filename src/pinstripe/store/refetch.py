@@ -482,12 +482,18 @@ async def next_refetch_s(connection: Connection, schema: str) -> float | None:
 async def load_open_since(
     connection: Connection, schema: str, rows: Sequence[RowKey]
 ) -> tuple[datetime, dict[RowKey, datetime]]:
-    """Return Postgres's clock, and since when each of the `rows` waits for a fetch of its object."""
+    """Return Postgres's clock, and since when each of the `rows` waits for a fetch of its object, or for a
+    list inside of it, but for one that keeps failing.
+    """
     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
     found = await connection.fetch(
         'SELECT "table", id, open_since FROM pinstripe.pending WHERE schema = $1'
         f" AND kind = 'fetch' AND code IS DISTINCT FROM '{UNSEEN}' AND (\"table\", id, left(id, 500)) IN"
-        " (SELECT tab, key, left(key, 500) FROM unnest($2::text[], $3::text[]) AS u (tab, key))",
+        " (SELECT tab, key, left(key, 500) FROM unnest($2::text[], $3::text[]) AS u (tab, key))"
+        " UNION ALL SELECT tab, key, open_since FROM pinstripe.pending"
+        " JOIN unnest($2::text[], $3::text[]) AS u (tab, key) ON parent = tab || ' ' || key"
+        f" WHERE schema = $1 AND kind = 'nested' AND attempts < {_PENDING_ATTEMPTS}"
+        " ORDER BY open_since DESC",
         schema,
         [table for table, _ in rows],
         [key for _, key in rows],

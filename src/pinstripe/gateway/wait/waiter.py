@@ -3,7 +3,7 @@
     plain     a poll of the event log that began after the call and the settling time is applied
     request   an event of the request is applied, and so is a poll that began the settling time later
     event     this event is applied
-    object    the object was fetched after the call, and is written
+    object    the object was fetched after the call, and is written with those inside of it
 
 Each also waits for the refetches that events so far requested (a list's next page, another API version,
 a conflict): without them a row could still be old. All but the plain form wait, too, for those that are
@@ -335,13 +335,16 @@ class ObjectFetches:
 
 async def _fetch(sync: OpenSync, table: str, key: str) -> None:
     started, version = await sync.source.row_version(table, key)
-    if not await refetch_row(sync.source, table, key, started=started):
+    shown = await refetch_row(sync.source, table, key, started=started)
+    if shown is None:
         raise Misconfigured(
             f"Stripe shows no {sync.source.wanted[table].object_type} by its id alone.",
             hint="Wait for the request or the event that changed it, or without parameters.",
         )
-    # What was read may contradict the row, and not be surely newer.
-    if resolving := sync.mirror.conflicts.resolving({table: {key}}):
+    # What was read may contradict the row, those inside of it, or which there are (a set goes by the id of
+    # its parent), and not be surely newer.
+    places = {name: {key, *shown.rows.get(name, ())} for name in sync.mirror.tables}
+    if resolving := sync.mirror.conflicts.resolving(places):
         await asyncio.wait(resolving)
     if version is None and await sync.source.version(table, key) is None:
         raise NotFound(
