@@ -219,6 +219,29 @@ async def test_what_is_still_to_be_asked_of_stripe_holds_the_wait_up(
             assert (await here.wait("previews=false")).status_code == 200
 
 
+async def test_an_exact_wait_does_not_end_while_postgres_refuses_its_row(
+    sim: Running, database: str
+) -> None:
+    check = "ALTER TABLE stripe.customer {} CONSTRAINT no_such_name"
+    async with gateway(sim, database) as here, syncing(sim, database), connect(database) as pg:
+        await pg.execute(check.format("ADD") + " CHECK (name <> 'bad')")
+        key, request = await made_customer(here.stripe, "bad")
+        log = await here.stripe.get("/v1/events", [("limit", "1")], endpoint="GET /v1/events")
+        event = json.loads(log.body)["data"][0]["id"]
+        for name, value in (("request", request), ("event", event)):
+            answer = await here.wait(f"{name}={value}&timeout=2")
+            assert answer.status_code == 504, answer.text
+            missing = {"what": "pending", "id": value, "tables": {"customer": 1}}
+            assert answer.json()["missing"] == [missing]
+        assert (await here.wait()).status_code == 200, "the row is in nobody else's way"
+        await pg.execute(check.format("DROP"))
+        answer = await here.wait(f"request={request}")
+        assert answer.status_code == 200, answer.text
+        row = await here.account.row("customer", key)
+        assert row is not None
+        assert row["name"] == "bad"
+
+
 async def test_late_events_are_waited_for_where_the_settling_time_covers_them(
     sim: Running, database: str
 ) -> None:

@@ -11,7 +11,7 @@ the rows only in memory: a restart retries everything.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import Table
@@ -280,10 +280,11 @@ async def note_parted(connection: Connection, schema: str, parted: Parted) -> No
         await owe_fetches(connection, schema, due)
 
 
-async def owe_rows(connection: Connection, schema: str, rows: Iterable[RefusedRow]) -> None:
+async def owe_rows(connection: Connection, schema: str, rows: Sequence[RefusedRow]) -> None:
     """Queue a refetch for each of these rows, due once Postgres accepts it."""
     entries = [(r.table, r.key, r.why, _HELD_S if r.can_be_held else UNHELD_S) for r in rows]
-    await owe_fetches(connection, schema, entries)
+    causes = {(r.table, r.key): r.cause for r in rows if r.cause is not None}
+    await owe_fetches(connection, schema, entries, causes)
 
 
 def _rows_of(row_set: RowSet, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:

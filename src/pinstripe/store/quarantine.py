@@ -28,6 +28,7 @@ from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents
 from pinstripe.catalog.tables import Table, table_name, tables
+from pinstripe.client.response import Cause
 from pinstripe.errors import DatabaseFault, PinstripeError
 from pinstripe.store.cursors import FOLLOWED
 from pinstripe.store.ddl import literal, qualified
@@ -80,13 +81,16 @@ ON CONFLICT (schema, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE 
 """
 _OWE = f"""
 INSERT INTO pinstripe.pending AS p
-  (schema, kind, "table", id, since, code, reason, remedy, attempts, next_try_at)
-SELECT $1, 'fetch', u.tab, u.id, to_timestamp(0), '{QUARANTINED}', u.reason, u.remedy, 3,
+  (schema, kind, "table", id, since, request_id, event_id, code, reason, remedy, attempts, next_try_at)
+SELECT $1, 'fetch', u.tab, u.id, to_timestamp(0), nullif(u.request, ''), nullif(u.event, ''),
+  '{QUARANTINED}', u.reason, u.remedy, 3,
   clock_timestamp() + make_interval(secs => CASE WHEN (SELECT count(*) FROM pinstripe.quarantine q
     WHERE q.schema = $1) > {MOST_HELD} THEN least(u.wait, {UNHELD_S}) ELSE u.wait END)
-FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[])
-  AS u (tab, id, reason, remedy, wait)
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[])
+  AS u (tab, id, reason, remedy, wait, request, event)
 ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE SET
+  request_id = coalesce(EXCLUDED.request_id, p.request_id),
+  event_id = coalesce(EXCLUDED.event_id, p.event_id),
   code = EXCLUDED.code, reason = EXCLUDED.reason, remedy = EXCLUDED.remedy,
   attempts = greatest(p.attempts, 3), next_try_at = EXCLUDED.next_try_at,
   asked_at = clock_timestamp()
@@ -114,13 +118,17 @@ async def note_refused(
 
 
 async def owe_fetches(
-    connection: Connection, schema: str, entries: Sequence[tuple[str, str, Why, float]]
+    connection: Connection,
+    schema: str,
+    entries: Sequence[tuple[str, str, Why, float]],
+    causes: Mapping[tuple[str, str], Cause] = {},
 ) -> None:
     """Queue a refetch for each (table, key, why, seconds until it is due); the last of a key counts."""
     latest = {entry[:2]: entry for entry in entries}
     if not latest:
         return
     ordered = [latest[place] for place in sorted(latest)]
+    known = [causes.get(entry[:2], Cause()) for entry in ordered]
     await connection.execute(
         _OWE,
         schema,
@@ -129,6 +137,8 @@ async def owe_fetches(
         [e[2].reason for e in ordered],
         [e[2].remedy for e in ordered],
         [e[3] for e in ordered],
+        [c.request_id for c in known],
+        [c.event_id for c in known],
     )
 
 

@@ -401,14 +401,23 @@ async def complete_refetches(
 PREVIEW_KINDS = ("upcoming_customer", "upcoming_subscription")
 
 _PENDING_ATTEMPTS = 3
-"""A refetch that failed as often may fail for long. `status` shows it; a wait does not include it."""
+"""A refetch that failed as often may fail for long. `status` shows it; a wait includes only the fetch of a
+row, if it is for the request or the event that caused that.
+"""
 
 _PENDING = f"""
-SELECT clock_timestamp() AS now, p.kind, p."table", count(p.id), min(p.open_since),
-  p.code IS NOT DISTINCT FROM '{RECHECK}' AS again
-FROM (SELECT 1) AS one LEFT JOIN pinstripe.pending AS p
-  ON p.schema = $1 AND p.attempts < {_PENDING_ATTEMPTS} AND p.code IS DISTINCT FROM '{UNSEEN}'
-GROUP BY p.kind, p."table", again
+SELECT clock_timestamp() AS now, found.* FROM (SELECT 1) AS one LEFT JOIN (
+  SELECT '' AS cause, kind, "table", count(*), min(open_since),
+    code IS NOT DISTINCT FROM '{RECHECK}' AS again
+  FROM pinstripe.pending
+  WHERE schema = $1 AND attempts < {_PENDING_ATTEMPTS} AND code IS DISTINCT FROM '{UNSEEN}'
+  GROUP BY kind, "table", again
+  UNION ALL SELECT c.cause, kind, "table", count(*), min(open_since), false
+  FROM pinstripe.pending JOIN unnest($2::text[]) AS c (cause) ON c.cause IN (event_id, request_id)
+  WHERE schema = $1 AND kind = 'fetch' AND attempts >= {_PENDING_ATTEMPTS}
+    AND code IS DISTINCT FROM '{UNSEEN}'
+  GROUP BY c.cause, kind, "table"
+) AS found ON true
 """
 
 
@@ -445,10 +454,18 @@ class Pending:
         ]
 
 
-async def load_pending(connection: Connection, schema: str) -> Pending:
-    """Count the pending refetches, but for those that keep failing."""
-    rows = await connection.fetch(_PENDING, schema)
-    return Pending(rows[0][0], tuple(PendingCount(*row[1:]) for row in rows if row[1] is not None))
+async def load_pending(
+    connection: Connection, schema: str, causes: Collection[str]
+) -> dict[str, Pending]:
+    """Count the pending refetches for each of these requests and events ("" for none of them): fetches that
+    keep failing count for what caused them.
+    """
+    rows = await connection.fetch(_PENDING, schema, list(causes))
+    counts: dict[str | None, list[PendingCount]] = {}
+    for row in rows:
+        counts.setdefault(row[1], []).append(PendingCount(*row[2:]))
+    every = counts.pop("", [])
+    return {cause: Pending(rows[0][0], (*every, *counts.get(cause, ()))) for cause in causes}
 
 
 async def count_by_class(connection: Connection, schema: str) -> dict[str, int]:

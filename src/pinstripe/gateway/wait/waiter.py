@@ -7,7 +7,8 @@
 
 Each also waits for the refetches that events so far requested (a list's next page, another API version,
 a conflict): without them a row could still be old. All but the plain form wait, too, for those that are
-made once more because a replica may have been behind. Unreachable is retried; callers set the time limit.
+made once more because a replica may have been behind; and those for a request or an event for what keeps
+failing of it, or is refused by Postgres. Unreachable is retried; callers set the time limit.
 `ObjectFetches` coalesces concurrent fetches of one object into one GET that begins after all of the
 calls, and `WaitProgress` concurrent reads into one query: a thousand waiting calls cost what one does.
 
@@ -243,7 +244,7 @@ class Waiter:
         reads = self.reads(sync)
         moment: datetime | None = None
         for pause_s in _forever(_PAUSES_S):
-            pending = await self._retry_while_unreachable(state, reads.pending)
+            pending = await self._retry_while_unreachable(state, lambda: reads.pending(state.id))
             moment = moment or pending.now
             state.pending = pending.before(moment, previews=state.previews, exact=state.exact)
             if not state.pending:
@@ -372,9 +373,9 @@ class WaitProgress:
     async def has_event(self, event_id: str) -> bool:
         return await self._events.get(event_id)
 
-    async def pending(self) -> Pending:
-        """The refetches that events requested and that are not done."""
-        return await self._pending.get(None)
+    async def pending(self, cause: str) -> Pending:
+        """The refetches that are not done; `cause`: the request or event of the call, "" for none."""
+        return await self._pending.get(cause)
 
     async def open_since(self, table: str, key: str) -> tuple[datetime, datetime | None]:
         """(now, since when the row waits for a fetch of its object; None if it does not)."""
@@ -399,9 +400,9 @@ class WaitProgress:
 
         return read
 
-    async def _read_pending(self, _: Collection[None]) -> Mapping[None, Pending]:
+    async def _read_pending(self, causes: Collection[str]) -> Mapping[str, Pending]:
         async with self._sync.pool.acquire() as connection:
-            return {None: await load_pending(connection, self._sync.schema)}
+            return await load_pending(connection, self._sync.schema, causes)
 
     async def _read_as_of(self, _: Collection[None]) -> Mapping[None, datetime | None]:
         async with self._sync.pool.acquire() as connection:
