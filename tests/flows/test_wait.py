@@ -233,10 +233,13 @@ async def test_an_exact_wait_does_not_end_while_postgres_refuses_its_row(
             assert answer.status_code == 504, answer.text
             missing = {"what": "pending", "id": value, "tables": {"customer": 1}}
             assert answer.json()["missing"] == [missing]
+        answer = await here.wait(f"object={key}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
         assert (await here.wait()).status_code == 200, "the row is in nobody else's way"
         await pg.execute(check.format("DROP"))
-        answer = await here.wait(f"request={request}")
-        assert answer.status_code == 200, answer.text
+        for query in (f"object={key}", f"request={request}"):
+            answer = await here.wait(query)
+            assert answer.status_code == 200, answer.text
         row = await here.account.row("customer", key)
         assert row is not None
         assert row["name"] == "bad"

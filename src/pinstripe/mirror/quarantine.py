@@ -253,9 +253,12 @@ class Quarantine:
         if not self:
             return False
         return any(
-            table in self.tables or any((table, key) in self.places for key in group)
+            table in self.tables or any(self._is_left_out((table, key)) for key in group)
             for table, group in row_set.rows.items()
         )
+
+    def _is_left_out(self, place: Place) -> bool:
+        return place in self.places and place not in self.healed
 
 
 def probe(rows: Iterable[RefusedRow], api_version: str, tables: Mapping[str, Table]) -> Batch:

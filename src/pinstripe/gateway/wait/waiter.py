@@ -37,7 +37,7 @@ from pinstripe.catalog.tables import table_of_object
 from pinstripe.client.client import quote_id
 from pinstripe.client.response import read_object
 from pinstripe.concurrency import Coalescer, cancel
-from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable
+from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable, Unwritable
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.rows.event import created_of, payload
 from pinstripe.rows.extract import RowKey
@@ -311,8 +311,8 @@ class ObjectFetches:
         """Returns when the object, as Stripe has it after this call, is written; a row of an object
         that is gone there is flagged.
 
-        Raises NotFound where neither Stripe nor the table has it, Misconfigured where Stripe shows no
-        object of this type by its id alone.
+        Raises NotFound where neither Stripe nor the table has it, Unwritable where Postgres refuses its
+        row, Misconfigured where Stripe shows no object of this type by its id alone.
         """
         fetch_key = (sync.id, table, key)
         coalescer = self._coalescers.get(fetch_key)
@@ -347,6 +347,11 @@ async def _fetch(sync: OpenSync, table: str, key: str) -> None:
     places = {name: {key, *shown.rows.get(name, ())} for name in sync.mirror.tables}
     if resolving := sync.mirror.conflicts.resolving(places):
         await asyncio.wait(resolving)
+    if sync.mirror.quarantine.refuses(shown):
+        raise Unwritable(
+            f"Postgres refuses the row of {key!r}, or of an object inside of it.",
+            hint="`pinstripe status` names the row, the reason and the remedy.",
+        )
     if version is None and await sync.source.version(table, key) is None:
         raise NotFound(
             f"Stripe has no {sync.source.wanted[table].object_type} {key!r}, nor has the table.",
