@@ -207,8 +207,8 @@ class SyncRequest:
 
 @dataclass(frozen=True, slots=True)
 class SyncAck:
-    """All requests up to `number` are done: the database holds what Stripe's event list had at `as_of`
-    (Unix seconds on Stripe's clock; 0.0 if nothing is acknowledged yet).
+    """All requests up to `number` are done: the database holds what Stripe's event list had, and all that
+    Stripe had at `as_of` (Unix seconds on its clock; 0.0 until the first copy is complete).
     """
 
     number: int
@@ -231,7 +231,8 @@ FROM rung
 """
 _ACKNOWLEDGE = f"""
 WITH heard AS (
-  UPDATE pinstripe.bell SET heard = $2, as_of = to_timestamp($3), heard_at = clock_timestamp()
+  UPDATE pinstripe.bell
+  SET heard = $2, as_of = to_timestamp(nullif($3::float8, 0)), heard_at = clock_timestamp()
   WHERE schema = $1 AND heard < $2
   RETURNING heard
 )

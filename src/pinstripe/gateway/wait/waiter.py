@@ -67,6 +67,8 @@ _REQUESTS_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 _MOST_READ = 1_000
 """Syncs whose reads are kept; a wait under way keeps its own."""
 _RETRY_S = 0.25
+_COPYING_S = 1.0
+"""Between two polls of a plain wait until the first copy is complete."""
 _OLD_S = 120.0
 """An older event that no poll finds new was applied long ago, and its id is no longer stored."""
 
@@ -183,10 +185,15 @@ class Waiter:
             await reads.close()
 
     async def _poll(self, sync: OpenSync, state: WaitState, settle_s: float) -> None:
+        """Returns when a poll is applied that began after this call; of the plain form, to a whole copy."""
         state.what = "poll"
-        await self._retry_while_unreachable(
-            state, lambda: self._requester.acked(sync, lookback_s=settle_s)
-        )
+        while True:
+            ack = await self._retry_while_unreachable(
+                state, lambda: self._requester.acked(sync, lookback_s=settle_s)
+            )
+            if ack.as_of or state.exact:
+                return
+            await self._sleep(_COPYING_S)
 
     async def _applied(
         self,

@@ -506,10 +506,10 @@ class SyncRequestListener:
 
         NOTIFY -> the row -> begin() at the start of a poll -> done() at its end -> acknowledgement, NOTIFY
 
-    A poll serves the requests that were received before it began. Requests are acknowledged only once the
-    initial load is complete, since before that the events are not all there is. A NOTIFY only means that
-    the row is worth reading: any user of the database may send one. A request whose NOTIFY was lost is
-    found within a second.
+    A poll serves the requests that were received before it began. Until the initial load is complete they
+    are acknowledged without a moment, since the events are not all there is. A NOTIFY only means that the
+    row is worth reading: any user of the database may send one. A request whose NOTIFY was lost is found
+    within a second.
     """
 
     def __init__(
@@ -521,9 +521,7 @@ class SyncRequestListener:
         on_request: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`complete`: whether the initial load is; until then requests are received and not
-        acknowledged.
-        """
+        """`complete`: whether the initial load is."""
         self._on_request = on_request
         self._pool = pool
         self._schema = schema
@@ -582,9 +580,10 @@ class SyncRequestListener:
 
     async def _answer(self, connection: Connection) -> None:
         said = self._looked
-        if said is None or not self._complete():
+        if said is None:
             return
-        await acknowledge(connection, self._schema, said)
+        told = said if self._complete() else replace(said, as_of=0.0)
+        await acknowledge(connection, self._schema, told)
         if self._looked == said:
             self._looked = None
 
