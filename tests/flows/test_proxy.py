@@ -434,11 +434,15 @@ async def test_a_write_waits_for_its_events_if_asked_to(database: str) -> None:
         _, _, third = await it.ask("POST", "/v1/customers", {"name": "y"}, Pinstripe_Wait="7")
         _, _, get = await it.ask("GET", "/v1/customers", Pinstripe_Wait="true")
         _, _, bad = await it.ask("POST", "/v1/customers/cus_no", {"name": "y"}, Pinstripe_Wait="1")
+        told = {"1": 1.0, "2.5": 2.5, "0": None, "nan": None, "1e9": 300.0, "soon": None}
+        for given in told:
+            await it.ask("POST", "/v1/customers", {"name": "z"}, Pinstripe_Wait=given)
 
     request_id = first.headers["request-id"]
     assert asked[0] == ("default", request_id, 30.0)
     assert asked[1] == ("default", request_id, 30.0), "a replay speaks of the first request"
     assert asked[2][2] == 7.0
+    assert [wait_s for _, _, wait_s in asked[3:]] == [s for s in told.values() if s is not None]
     assert [r.headers.get("pinstripe-waited") for r in (first, again, third)] == [
         "yes",
         "yes",

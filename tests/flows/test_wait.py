@@ -225,8 +225,9 @@ async def test_what_is_still_to_be_asked_of_stripe_holds_the_wait_up(
 
 
 async def test_an_exact_wait_does_not_end_while_postgres_refuses_its_row(
-    sim: Running, database: str
+    sim: Running, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pinstripe.mirror.mirror.PROBE_S", 1.0)
     check = "ALTER TABLE stripe.customer {} CONSTRAINT no_such_name"
     async with gateway(sim, database) as here, syncing(sim, database), connect(database) as pg:
         await pg.execute(check.format("ADD") + " CHECK (name <> 'bad')")
@@ -264,6 +265,27 @@ async def test_late_events_are_waited_for_where_the_settling_time_covers_them(
             row = await here.account.row("customer", key)
             assert row is not None
             assert row["name"] == str(n)
+
+
+async def test_the_events_of_a_write_that_come_a_little_late_are_waited_for_with_it(
+    sim: Running, database: str
+) -> None:
+    sim.control.late_events(share=0.5, delay_s=0.2)
+    paid = {"amount": 100, "currency": "usd", "payment_method": "pm_card_visa", "confirm": "true"}
+    form = [(name, str(value)) for name, value in paid.items()]
+    applied = "SELECT count(*) FROM pinstripe.applied_event WHERE request_id = $1"
+    async with (
+        gateway(sim, database, settle_s=0.5) as here,
+        syncing(sim, database),
+        connect(database) as pg,
+    ):
+        for _ in range(6):
+            path = "/v1/payment_intents"
+            made = (await here.stripe.post(path, form, endpoint=f"POST {path}")).request_id
+            assert await here.waits.request_applied(here.account.sync, made, 10.0) is True
+            told = [e["request"] for e in map(dict, sim.account.world.truth("event"))]
+            count = sum(isinstance(r, dict) and r["id"] == made for r in told)
+            assert await pg.fetchval(applied, made) == count > 1
 
 
 async def test_exact_waits_never_lead_to_a_stale_read(sim: Running, database: str) -> None:

@@ -44,7 +44,7 @@ async def gateway(
         group = await stack.enter_async_context(asyncio.TaskGroup())
         pool = OwnPool(database_url)
         requester = SyncRequester(lambda: database_url)
-        waits = Waiter(requester)
+        waits = Waiter(requester, settle_s=config.wait_settle)
         for name, work in (("pool", pool.run()), ("bell", requester.run())):
             stack.callback(group.create_task(work, name=name).cancel)
         stack.push_async_callback(waits.close)
@@ -68,7 +68,7 @@ async def gateway(
             owns=proxy.callers.may_use,
         )
 
-        wait = WaitEndpoint(syncs, waits, settle_s=config.wait_settle, allows=access.allows_wait)
+        wait = WaitEndpoint(syncs, waits, allows=access.allows_wait)
         webhooks = Webhooks(syncs, requester, tolerance_s=config.webhook_tolerance)
         parts = Deps(
             syncs=syncs,

@@ -59,8 +59,8 @@ async def gateway(
     """A gateway without anybody who syncs."""
     async with gateway_account(sim, database, webhook_secrets=secrets) as account:
         requester = SyncRequester(lambda: database)
-        waits = Waiter(requester)
-        endpoint = WaitEndpoint(account.syncs, waits, settle_s=settle_s, allows=_everybody)
+        waits = Waiter(requester, settle_s=settle_s)
+        endpoint = WaitEndpoint(account.syncs, waits, allows=_everybody)
         webhooks = Webhooks(account.syncs, requester)
         app = Starlette(
             routes=[

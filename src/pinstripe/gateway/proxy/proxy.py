@@ -465,9 +465,13 @@ class AfterWrite:
         `Pinstripe-Wait: true`, or a number of seconds.
         """
         value = next((value for name, value in headers if name == b"pinstripe-wait"), b"").lower()
-        if value in (b"true", b"yes", b"1"):
+        if value in (b"true", b"yes"):
             return WAIT_S
-        return min(float(value), MAX_WAIT_S) if value.isdigit() and len(value) < 10 else 0.0
+        try:
+            seconds = float(value)
+        except ValueError:
+            return 0.0
+        return min(seconds, MAX_WAIT_S) if seconds > 0 else 0.0
 
     async def waited(
         self,

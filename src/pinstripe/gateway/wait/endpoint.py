@@ -246,7 +246,6 @@ class WaitEndpoint:
         syncs: Syncs,
         waits: Waiter,
         *,
-        settle_s: float,
         allows: Callable[[Request, Named | None], Awaitable[bool]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -254,7 +253,6 @@ class WaitEndpoint:
         """Calls that wait now."""
         self._syncs = syncs
         self._waiter = waits
-        self._settle_s = settle_s
         self._allows = allows
         self._clock = clock
 
@@ -276,7 +274,9 @@ class WaitEndpoint:
                 raise _unknown(request.path_params["id"])
             if "account" in request.query_params and not isinstance(named, AccountPlace):
                 raise _no_platform(request.path_params["id"])
-            options = parse_query(request.query_params.multi_items(), settle_s=self._settle_s)
+            options = parse_query(
+                request.query_params.multi_items(), settle_s=self._waiter.settle_s
+            )
             if self.open >= _MAX_OPEN:
                 return failure(503, "too_many", f"{self.open} calls wait already.", "Try again.")
         except HTTPError as error:

@@ -99,8 +99,14 @@ class Waiter:
     """The waits of one gateway."""
 
     def __init__(
-        self, requester: SyncRequester, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        requester: SyncRequester,
+        *,
+        settle_s: float = 0.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self.settle_s = settle_s
+        """How late events may be, where the call does not say."""
         self._requester = requester
         self._sleep = sleep
         self._reads: dict[str, tuple[OpenSync, WaitProgress]] = {}
@@ -111,7 +117,7 @@ class Waiter:
         state = WaitState("request", request_id, previews=False)
         try:
             async with asyncio.timeout(timeout_s):
-                await self.request(sync, state, settle_s=0.0)
+                await self.request(sync, state, settle_s=self.settle_s)
         except (TimeoutError, PinstripeError):
             return False
         return True
