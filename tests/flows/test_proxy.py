@@ -58,7 +58,7 @@ class Front:
 
 @asynccontextmanager
 async def front(
-    sim: Running, database: str, *, patience_s: float = 20.0, **options: Any
+    sim: Running, database: str, *, without: str = "", patience_s: float = 20.0, **options: Any
 ) -> AsyncIterator[Front]:
     """A proxy whose answers wait for Postgres as long as a busy machine may need."""
     rung: list[str] = []
@@ -67,7 +67,7 @@ async def front(
         rung.append(sync.id)
 
     async with (
-        gateway_account(sim, database) as account,
+        gateway_account(sim, database, without=without) as account,
         open_proxy(
             account.syncs,
             hosts=hosts_at(sim.url),
@@ -125,6 +125,20 @@ async def test_lists_searches_and_what_is_nested_in_them_are_rows(database: str)
         assert response.headers["pinstripe-mirrored"] in ("yes", "no")
         for each in found["data"]:
             assert await it.account.row("customer", each["id"]) is not None
+
+
+async def test_what_is_not_synced_is_not_called_a_row_for_what_stands_in_it(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database, without="subscription") as it:
+        path = "/v1/subscriptions?limit=1&expand[]=data.customer"
+        _, page, listed = await it.ask("GET", path)
+        one = page["data"][0]
+        _, _, shown = await it.ask("GET", f"/v1/subscriptions/{one['id']}?expand[]=customer")
+        assert await it.account.row("customer", one["customer"]["id"]) is not None
+        for response in (listed, shown):
+            assert response.headers["pinstripe-mirrored"] == "no"
+            assert response.headers["pinstripe-reason"] == "no-objects"
+        _, _, kept = await it.ask("GET", "/v1/customers?limit=1")
+        assert kept.headers["pinstripe-mirrored"] == "yes"
 
 
 async def test_a_second_write_within_the_same_second_wins_at_once(database: str) -> None:

@@ -64,12 +64,17 @@ async def gateway_account(
     syncs: Syncs | None = None,
     account: str | None = None,
     webhook_secrets: tuple[str, ...] = (),
+    without: str = "",
 ) -> AsyncIterator[GatewayAccount]:
     """An empty, migrated schema of `sim`'s account, open for the gateway.
 
-    `account`: a connected account of it, instead of its own; `syncs`: where others are already.
+    `account`: a connected account of it, instead of its own; `syncs`: where others are already. `without`:
+    a table that is not synced.
     """
     await made_schema(database, schema, account_id=account or sim.account.id)
+    if without:
+        async with connect(database) as connection:
+            await connection.execute(f'DROP TABLE "{schema}"."{without}" CASCADE')
     syncs = syncs if syncs is not None else Syncs()
     async with open_sync(
         sync_id,

@@ -222,9 +222,8 @@ class ResponseMirror:
         if not any(table in sync.mirror.tables for table in parsed.row_set.rows):
             return MirrorResult("no", "no-objects", sync)
         outcome = await self._write_parsed(sync, request, response, parsed, digest)
-        is_wanted = parsed.top is None or parsed.top[0] in sync.mirror.tables
-        if outcome.mirrored == "yes" and not (parsed.whole and is_wanted):
-            # Nested objects are rows; the object itself has no table.
+        if outcome.mirrored == "yes" and not sync.mirror.tables.keys() >= parsed.tables:
+            # Nested objects are rows; the object itself, or what is listed, has no table.
             self._cache.forget(digest)
             return MirrorResult("no", "no-objects", sync)
         return outcome

@@ -64,14 +64,14 @@ _CREDENTIALS = frozenset({"ephemeral_key", "v2.billing.meter_event_session"})
 @dataclass(frozen=True, slots=True)
 class ParsedResponse:
     """`top` is the object that was answered, None for lists; `answered`: its JSON. `modes`: the `livemode`s
-    it names. `whole`: each object that was answered, nested ones aside, has a table and a key.
+    it names. `tables`: those of the objects that were answered, nested ones aside; None of one without.
     """
 
     row_set: RowSet
     top: RowKey | None
     deleted: bool
     modes: frozenset[bool]
-    whole: bool = True
+    tables: frozenset[str | None] = frozenset()
     answered: StripeObject = field(default_factory=dict, repr=False)
 
     def places(self) -> Iterator[RowKey]:
@@ -162,22 +162,26 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
             raise TooLarge("the list has too many entries")
         objects = [entry for entry in entries if isinstance(entry, dict)]
         keys = [extractor.object(entry, row_set, parents=parents) for entry in objects]
-        return ParsedResponse(row_set, None, False, _modes(objects), whole=None not in keys)
+        listed = frozenset(key and _table(obj) for key, obj in zip(keys, objects, strict=True))
+        return ParsedResponse(row_set, None, False, _modes(objects), listed)
     if decoded.keys() == {"id", "object"} and str(decoded["object"]).startswith("v2."):
         decoded["deleted"] = True  # All that a deletion answers (`DeletedObject` of the SDK).
     problem = decoded.get("error")
     # A declined payment: what the request was about, as it is now that it has been refused
     # (https://docs.stripe.com/api/errors).
     held = [v for v in problem.values() if isinstance(v, dict)] if isinstance(problem, dict) else []
-    for obj in held:
-        extractor.object(obj, row_set, embedded=True)
+    shown = frozenset(_table(o) for o in held if extractor.object(o, row_set, embedded=True))
     key = extractor.object(decoded, row_set, parents=parents)
-    top = (table_name(str(decoded["object"])), key) if key is not None else None
-    whole = key is not None or isinstance(problem, dict)
+    top = (_table(decoded), key) if key is not None else None
+    told = shown if top is None and held else frozenset([top and top[0]])
     modes = _modes([decoded, *held])
     # A stub says the same in any API version; a whole object that is marked as deleted does not.
     deleted = decoded.get("deleted") is True and set(decoded) <= _STUB
-    return ParsedResponse(row_set, top, deleted, modes, whole=whole, answered=decoded)
+    return ParsedResponse(row_set, top, deleted, modes, told, decoded)
+
+
+def _table(obj: StripeObject) -> str:
+    return table_name(str(obj["object"]))
 
 
 def agrees(answered: StripeObject, shown: StripeObject, fields: Iterable[Field] = ()) -> bool:
