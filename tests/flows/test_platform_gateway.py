@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,9 @@ from tests.flows.harness.platform_service import (
     platform_service,
 )
 
+from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
-from pinstripe_simulator.server import running
+from pinstripe_simulator.server import Running, running
 from pinstripe_simulator.webhooks import signature
 
 T = TypeVar("T")
@@ -44,19 +46,22 @@ async def here(database: str, tmp_path: Path) -> AsyncIterator[PlatformService]:
         yield service
 
 
-@pytest.fixture
-async def idle(database: str, tmp_path: Path) -> AsyncIterator[PlatformService]:
-    """A platform for which no worker works."""
-    async with (
-        running(PLATFORM) as sim,
-        platform_service(sim, database, tmp_path, works=False) as service,
-    ):
+@asynccontextmanager
+async def opened(sim: Running, database: str, directory: Path) -> AsyncIterator[PlatformService]:
+    """A platform for which no worker works, once the gateway has opened its tables."""
+    async with platform_service(sim, database, directory, works=False) as service:
         async with asyncio.timeout(60):
-            while True:  # Until the gateway has opened its tables.
+            while True:
                 answer = await service.http.get("/v1/customers", headers=service.headers())
                 if answer.headers["pinstripe-mirrored"] == "yes":
                     break
                 await asyncio.sleep(0.05)
+        yield service
+
+
+@pytest.fixture
+async def idle(database: str, tmp_path: Path) -> AsyncIterator[PlatformService]:
+    async with running(PLATFORM) as sim, opened(sim, database, tmp_path) as service:
         yield service
 
 
@@ -70,6 +75,31 @@ async def test_a_write_for_an_account_is_a_row_of_that_account_before_the_answer
         assert answer.headers["pinstripe-sync"] == f"{ID}@{account or idle.sim.account.id}"
         rows = await idle.rows("customer", key)
         assert [row["_account_id"] for row in rows] == [account or idle.sim.account.id]
+
+
+async def test_a_platforms_proxy_works_without_postgres_and_writes_the_rows_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinstripe.platforms.gateway._CHECKED_S", 0.0)
+    server = EmbeddedPostgres(tmp_path / "postgres", fsync=False)
+    await server.start()
+    try:
+        async with running(PLATFORM) as sim, opened(sim, server.url, tmp_path) as idle:
+            account = idle.accounts[0]
+            await idle.make_customer(account)
+            await server.stop()
+            made = [await idle.make_customer(account) for _ in range(3)]
+            await server.start()
+            said = [
+                (a.headers["pinstripe-mirrored"], a.headers["pinstripe-reason"]) for _, a in made
+            ]
+            assert said == [("later", "postgres")] * 3
+            async with asyncio.timeout(30):
+                for key, _ in made:
+                    while not await idle.rows("customer", key):  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+    finally:
+        await server.stop()
 
 
 async def test_accounts_with_the_same_ids_have_each_their_own_row(idle: PlatformService) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -103,9 +103,11 @@ class GatewayAccounts:
         found = self._accounts.get(account_id)
         if found is not None and now - found.checked_at >= _CHECKED_S:
             found.checked_at = now
-            if not await self._is_active(account_id):
-                found.closing.set()
-                return None
+            # Without Postgres nothing new is known: what goes through the proxy is kept until it is back.
+            with suppress(Unreachable):
+                if not await self._is_active(account_id):
+                    found.closing.set()
+                    return None
         if found is not None and not found.closing.is_set():
             return self.opened(account_id)
         ready = self._opening.get(account_id)
