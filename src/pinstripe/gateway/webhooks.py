@@ -94,6 +94,7 @@ class Webhooks:
 class _Event(msgspec.Struct):
     type: str = ""
     account: str | None = None
+    livemode: bool | None = None
 
 
 def _wake(platform: PlatformAccounts, payload: bytes) -> None:
@@ -102,6 +103,10 @@ def _wake(platform: PlatformAccounts, payload: bytes) -> None:
         event = msgspec.json.decode(payload, type=_Event)
     except msgspec.MsgspecError:
         return  # Signed, and not an event: nothing that is known.
+    if event.livemode not in (None, platform.livemode):
+        # A Connect endpoint of live mode gets the events of test mode too, of which live mode's list has
+        # none (https://docs.stripe.com/connect/webhooks).
+        return
     # The last event of an account that leaves is no reason to take it in again.
     is_new = event.type != "account.application.deauthorized"
     platform.wake_soon(event.account or platform.account_id, is_new=is_new)
