@@ -223,6 +223,45 @@ async def test_a_write_without_an_event_whose_answer_is_lost_is_looked_up(
         assert json.loads(row["metadata"]) == truth["metadata"]
 
 
+async def test_a_write_whose_answer_is_lost_is_looked_up_though_postgres_is_away_as_well() -> None:
+    with TemporaryDirectory(prefix="pinstripe-tests-") as directory:
+        server = EmbeddedPostgres(Path(directory) / "postgres", fsync=False)
+        await server.start()
+        try:
+            async with running(SMALL) as sim, front(sim, server.url) as it:
+                _, page, _ = await it.ask("GET", "/v1/payment_intents?limit=1")
+                key = page["data"][0]["id"]
+                await server.stop()
+                sim.control.fault(kind="reset_after", count=1, method="POST")
+                path = f"/v1/payment_intents/{key}"
+                status, _, _ = await it.ask("POST", path, {"metadata[a]": "b"})
+                assert status == 502
+                await server.start()
+                async with asyncio.timeout(30):
+                    while True:
+                        row = await it.account.row("payment_intent", key)
+                        if row is not None and json.loads(row["metadata"]).get("a") == "b":
+                            break
+                        await asyncio.sleep(0.05)
+        finally:
+            await server.stop()
+
+
+async def test_a_write_whose_answer_is_lost_is_looked_up_though_its_key_is_not_known_at_once(
+    database: str,
+) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        key = next(str(o["id"]) for o in sim.account.world.truth("payment_intent"))
+        sim.control.fault(kind="reset_after", count=1, method="POST")
+        sim.control.fault(kind="error_500", count=1, path="/v1/account")
+        status, _, _ = await it.ask("POST", f"/v1/payment_intents/{key}", {"metadata[a]": "b"})
+        assert status == 502
+        async with asyncio.timeout(10), connect(database) as pg:
+            while not await pg.fetchval("SELECT true FROM pinstripe.pending WHERE id = $1", key):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert it.rung == ["default"]
+
+
 @pytest.mark.parametrize("how", ["another version", "replayed"])
 async def test_a_write_without_an_event_that_is_read_from_a_replica_is_read_once_more(
     database: str, how: str

@@ -170,7 +170,11 @@ class ResponseMirror:
         task.add_done_callback(partial(self._done, len(body)))
         stuck = sync is not None and (sync.mirror.trouble or sync.id in self._stuck)
         done, _ = await asyncio.wait((task,), timeout=_STUCK_S if stuck else self._patience_s)
-        return task.result() if done else MirrorResult("later", "postgres", sync)
+        if done:
+            return task.result()
+        # Whose key it is may have been found meanwhile, or Stripe takes long to say so.
+        sync = self._accounts.known(request.credentials)
+        return MirrorResult("later", "postgres", sync) if sync else MirrorResult("no", "stripe")
 
     def _done(self, size: int, task: asyncio.Task[MirrorResult]) -> None:
         self._open.discard(task)
@@ -608,9 +612,9 @@ def follow_up(sync: OpenSync, row_set: RowSet, as_of: AsOf) -> Effect | None:
     return note
 
 
-async def owe_silent(sync: OpenSync, path: str) -> None:
+async def owe_silent(sync: OpenSync, path: str, later: DeferredFetches) -> None:
     """Queue fetches of the objects that the path of a write names, if no event tells of their updates: what
-    the write did is not known.
+    the write did is not known. `later` has them while Postgres is away.
     """
     ways: list[Way] = []
     parent = ""
@@ -618,7 +622,10 @@ async def owe_silent(sync: OpenSync, path: str) -> None:
         if table in sync.mirror.tables and tables()[table].object_type not in reported():
             ways.append(Way("fetch", table, key, parent))
         parent = key
-    await owe(sync, ways)
+    try:
+        await owe(sync, ways)
+    except (Unreachable, Unwritable):
+        later.add(sync.id, ways)
 
 
 async def fetch_one(

@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from time import monotonic
@@ -38,7 +38,7 @@ import structlog
 from pinstripe.client.api_key import is_loopback
 from pinstripe.client.response import Margins
 from pinstripe.concurrency import cancel
-from pinstripe.errors import PinstripeError
+from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.http.middleware import disconnected
 from pinstripe.gateway.proxy.accounts import (
     AccountResolver,
@@ -49,6 +49,7 @@ from pinstripe.gateway.proxy.accounts import (
 )
 from pinstripe.gateway.proxy.mirroring import (
     ANSWER_BYTES,
+    DeferredFetches,
     MirrorResult,
     ProxyRequest,
     ResponseMirror,
@@ -266,7 +267,7 @@ async def open_proxy(
         mirroring = ResponseMirror(
             syncs, accounts, upstream, versions=versions, patience_s=patience_s
         )
-        after_write = AfterWrite(request_sync, wait_for_request, accounts)
+        after_write = AfterWrite(request_sync, wait_for_request, accounts, mirroring.later)
         proxy = Proxy(
             hosts=hosts,
             upstream=upstream,
@@ -399,6 +400,8 @@ _MEASURE_S = 30.0
 """How often the clocks of writes and their events are compared."""
 _MOST_WRITES = 1000
 """Writes that are compared each time, of a busy proxy."""
+_ASKED_AGAIN_S = (1.0, 5.0, 30.0, 120.0)
+"""Pauses before Stripe is asked again whose key a write without an answer had."""
 
 
 class AfterWrite:
@@ -409,9 +412,11 @@ class AfterWrite:
         request_sync: RequestSync | None,
         wait_for_request: WaitForRequest | None,
         accounts: AccountResolver,
+        later: DeferredFetches,
     ) -> None:
         self._request_sync = request_sync
         self._accounts = accounts
+        self._later = later
         self._wait = wait_for_request
         self._as_of: dict[str, datetime] = {}
         # Infinite while a read is running, so that there is one at a time.
@@ -452,12 +457,20 @@ class AfterWrite:
     async def _owe(self, sync: OpenSync | None, credentials: Credentials, path: str) -> None:
         """`sync`: None if it is not known yet whose key it is."""
         try:
-            sync = sync or await self._accounts.sync_of(credentials)
+            sync = sync or await self._owner(credentials)
             if sync is not None:
                 self._request_soon(sync)
-                await owe_silent(sync, path)
+                await owe_silent(sync, path, self._later)
         except PinstripeError as error:
             _log.warning("proxy.unmirrored", path=path, error=error.message)
+
+    async def _owner(self, credentials: Credentials) -> OpenSync | None:
+        """The sync of the key. What left the write without an answer may be in the way of this one too."""
+        for pause_s in _ASKED_AGAIN_S if len(self._tasks) <= _MOST_WRITES else ():
+            with suppress(Unreachable):
+                return await self._accounts.sync_of(credentials)
+            await asyncio.sleep(pause_s)
+        return await self._accounts.sync_of(credentials)
 
     def wait_of(self, headers: Headers) -> float:
         """Seconds that the caller wants the response to be held for its events; 0 for not at all.
