@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
+from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 from tests.flows.harness.account import open_copy, quiet
-from tests.flows.harness.gateway_account import GatewayAccount
+from tests.flows.harness.gateway_account import GatewayAccount, gateway_account, serving
 from tests.flows.harness.recording_stripe import raw
 from tests.flows.test_proxy import SMALL, front
 
+from pinstripe.gateway.proxy.proxy import open_proxy
+from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
@@ -125,6 +130,45 @@ async def test_a_write_is_mirrored_though_its_caller_hangs_up(database: str) -> 
                 ids = [str(o["id"]) for o in sim.account.world.truth("customer")]
                 made = [key for key in ids if key not in known]
         await appears(it.account, made[0], "gone")
+
+
+async def test_the_end_of_the_service_loses_no_answer_and_says_what_may_have_been_done(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinstripe.serving.http_server._END_S", 0.1)
+    waits = asyncio.Event()
+
+    async def wait(*_: object) -> bool:
+        waits.set()
+        await asyncio.Event().wait()
+        return True
+
+    async with (
+        running(SMALL) as sim,
+        gateway_account(sim, database) as account,
+        open_proxy(account.syncs, hosts=hosts_at(sim.url), wait_for_request=wait) as proxy,
+        aiohttp.ClientSession(headers=account.bearer) as client,
+    ):
+        async with serving(proxy) as url:
+            held = {"Pinstripe-Wait": "true"}
+            post = client.post(f"{url}/v1/customers", data={"name": "done"}, headers=held)
+            asked = asyncio.create_task(_read(post))
+            await waits.wait()
+        status, headers, body = await asked
+        assert (status, body["name"], headers["pinstripe-mirrored"]) == (200, "done", "yes")
+        sim.control.latency(fixed_s=5.0)
+        async with serving(proxy) as url:
+            asked = asyncio.create_task(_read(client.post(f"{url}/v1/customers")))
+            await asyncio.sleep(0.5)  # Until it is on its way.
+        status, headers, body = await asked
+        assert (status, headers["pinstripe-mirrored"]) == (502, "no")
+        assert "may or may not have been done" in body["error"]["message"]
+
+
+async def _read(asked: Any) -> tuple[int, Mapping[str, str], Any]:
+    """(status, headers, JSON body)."""
+    async with asked as response:
+        return response.status, response.headers, json.loads(await response.read())
 
 
 async def test_a_stripe_in_trouble_is_told_as_it_is(database: str) -> None:

@@ -30,6 +30,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from time import monotonic
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -81,6 +82,7 @@ from pinstripe.store.daily_counts import Write, note_writes
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Send = Callable[[Message], Awaitable[None]]
+_T = TypeVar("_T")
 
 BODY_BYTES = 32 * 2**20
 PATIENCE_S = 2.0
@@ -171,7 +173,7 @@ class Proxy:
         if sync is not None and changes:
             request = replace(request, known_until=await self._versions.now(sync))
         try:
-            response = await self._upstream.send(method, target.url, headers, body)
+            response = await _uncut(self._upstream.send(method, target.url, headers, body))
         except UpstreamError as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
@@ -210,16 +212,20 @@ class Proxy:
             headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, response, headers, begun=body, receive=receive)
             return
-        if _may_hold_objects(request, response):
-            outcome = await self.answers.mirror(request, response, body)
-        else:
-            outcome = MirrorResult("no", "no-objects", sync)
-        # Not sooner: the reader would write the same rows at the same moment, and the slower of the two
-        # would wait for the other's commit, with the caller.
-        self._after_write.written(outcome.sync or sync, request, response, outcome)
-        waited = await self._after_write.waited(outcome.sync, request, response, wait_s)
-        as_of = self._after_write.as_of(outcome.sync)
-        await send_response(send, response, body, our_headers(outcome, as_of, waited=waited))
+        outcome = MirrorResult("no", "no-objects", sync)
+        waited: bool | None = None
+        try:
+            if _may_hold_objects(request, response):
+                outcome = MirrorResult("no", "internal", sync)
+                outcome = await self.answers.mirror(request, response, body)
+            # Not sooner: the reader would write the same rows at the same moment, and the slower of the two
+            # would wait for the other's commit, with the caller.
+            self._after_write.written(outcome.sync or sync, request, response, outcome)
+            waited = await self._after_write.waited(outcome.sync, request, response, wait_s)
+        finally:
+            # Also where the service ends, and cuts this off: Stripe has answered.
+            as_of = self._after_write.as_of(outcome.sync)
+            await send_response(send, response, body, our_headers(outcome, as_of, waited=waited))
 
     async def _read(self, response: UpstreamResponse) -> tuple[bytes, bool]:
         """(body, whether that is all of it): so much as may be held in memory. Raises UpstreamError."""
@@ -232,9 +238,17 @@ class Proxy:
             return size <= _SHORT_BYTES or self._reading + self.answers.held <= HELD_BYTES
 
         try:
-            return await response.read(ANSWER_BYTES, may_hold)
+            return await _uncut(response.read(ANSWER_BYTES, may_hold))
         finally:
             self._reading -= reading
+
+
+async def _uncut(work: Coroutine[None, None, _T]) -> _T:
+    """Raises UpstreamError where the service ends meanwhile: the caller is to hear what that may mean."""
+    try:
+        return await work
+    except asyncio.CancelledError:
+        raise UpstreamError("this service ends before it can", sent=True) from None
 
 
 def _may_hold_objects(request: ProxyRequest, response: UpstreamResponse) -> bool:
