@@ -288,6 +288,23 @@ async def test_the_events_of_a_write_that_come_a_little_late_are_waited_for_with
             assert await pg.fetchval(applied, made) == count > 1
 
 
+async def test_a_request_whose_events_were_applied_long_ago_is_no_more_waited_for(
+    sim: Running, database: str
+) -> None:
+    """As a replay for an idempotency key names it, up to a day later."""
+    async with gateway(sim, database) as here, syncing(sim, database, complete=False) as follower:
+        _, request = await made_customer(here.stripe, "Ada")
+        assert (await here.wait(f"request={request}")).status_code == 200
+        async with connect(database) as pg:
+            await pg.execute("DELETE FROM pinstripe.applied_event")
+            await pg.execute("UPDATE stripe.event SET created = created - interval '1 hour'")
+        # As long as the first copy is not complete its lists may not have what the request did.
+        assert (await here.wait(f"request={request}&timeout=1")).status_code == 504
+        follower.backfilled()
+        answer = await here.wait(f"request={request}&timeout=10")
+        assert answer.status_code == 200, answer.text
+
+
 async def test_exact_waits_never_lead_to_a_stale_read(sim: Running, database: str) -> None:
     """Twenty writers, events late and out of order."""
     sim.control.late_events(share=0.2, delay_s=0.5)

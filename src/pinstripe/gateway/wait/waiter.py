@@ -47,6 +47,7 @@ from pinstripe.store.events import (
     ACKS,
     APPLIED,
     SyncAck,
+    is_of_old_event,
     last_acks,
     load_acked_as_of,
     request_sync,
@@ -136,8 +137,11 @@ class Waiter:
         """
         reads = self.reads(sync)
         key = state.id
-        await self._applied(sync, state, lambda: reads.has_request(key), settle_s)
-        if settle_s > 0:
+        if await self._retry_while_unreachable(state, lambda: reads.is_old_request(key)):
+            state.exact = False  # What it did is older than any doubt, or than the first copy.
+        else:
+            await self._applied(sync, state, lambda: reads.has_request(key), settle_s)
+        if settle_s > 0 or not state.exact:
             await self.plain(sync, state, settle_s=settle_s)
         else:
             await self._drain(sync, state)
@@ -387,6 +391,13 @@ class WaitProgress:
 
     async def has_request(self, request_id: str) -> bool:
         return await self._requests.get(request_id)
+
+    async def is_old_request(self, request_id: str) -> bool:
+        """Whether its events are too old for `has_request` to know them."""
+        if "event" not in self._sync.mirror.tables or await self.has_request(request_id):
+            return False
+        async with self._sync.pool.acquire() as connection:
+            return await is_of_old_event(connection, self._sync.schema, request_id)
 
     async def has_event(self, event_id: str) -> bool:
         return await self._events.get(event_id)
