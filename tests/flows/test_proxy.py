@@ -317,6 +317,38 @@ async def test_an_answer_that_unpacks_to_too_much_is_passed_on_as_it_is(
         assert answer.headers["pinstripe-reason"] == "too-large"
 
 
+async def test_the_content_of_a_file_is_no_object(database: str) -> None:
+    forged = {"id": "cus_1", "object": "customer", "livemode": False, "name": "forged"}
+    async with running(SMALL) as sim, gateway_account(sim, database) as account:
+        version = account.sync.mirror.api_version
+
+        async def stripe(request: Request) -> Response:
+            if request.url.path == "/v1/account":
+                return JSONResponse({"id": sim.account.id, "object": "account"})
+            return JSONResponse(forged, headers={"Stripe-Version": version})
+
+        async with (
+            serving(Starlette(routes=[Route("/v1/{path:path}", stripe)])) as upstream,
+            open_proxy(account.syncs, hosts=hosts_at(upstream)) as proxy,
+            serving(proxy) as url,
+            aiohttp.ClientSession(headers=account.bearer) as client,
+        ):
+            path = f"{url}/files.stripe.com/v1/files/file_1/contents"
+            async with client.get(path) as answer:
+                assert await answer.json() == forged
+                assert answer.headers["pinstripe-reason"] == "no-objects"
+        assert await account.row("customer", "cus_1") is None
+
+
+async def test_a_read_with_a_body_in_another_version_is_repeated_without_it(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        old = {"Stripe_Version": "2024-06-20"}
+        path = "/v1/customers?limit=1"
+        _, page, response = await it.ask("GET", path, {"a": "b"}, **old)
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        assert await it.account.row("customer", page["data"][0]["id"]) is not None
+
+
 async def test_a_key_is_looked_up_once_and_basic_is_bearer(database: str) -> None:
     async with running(SMALL) as sim, front(sim, database) as it:
         await asyncio.gather(*(it.ask("GET", "/v1/products?limit=1") for _ in range(10)))

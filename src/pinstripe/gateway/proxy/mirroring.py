@@ -377,9 +377,12 @@ _FETCHED_AT_ONCE = 12
 _UNFETCHABLE_AGE_S = 5.0
 """The age that rows get which are written from the response for lack of a request."""
 
-# Would change what is answered, or are about the first answer.
+# Would change what is answered, or are about the first answer, or about a body, which is not sent again.
 _NOT_REPEATED = frozenset(
-    {"stripe-version", "accept-encoding", "if-none-match", "if-modified-since", "range"}
+    {
+        *("stripe-version", "accept-encoding", "if-none-match", "if-modified-since", "range"),
+        "content-length",
+    }
 )
 
 

@@ -40,7 +40,10 @@ LAG_S = 3600.0
 (https://docs.stripe.com/search#data-freshness). A wider interval only costs a GET where rows differ."""
 
 # What is computed for the moment: it has ids, and exists nowhere.
-_PREVIEW = re.compile(r"/(?:create_)?preview(?:/|$)|/upcoming(?:/|$)|/upcoming_in_")
+_PREVIEW = re.compile(
+    # Users choose the ids of these.
+    r"(?<!/coupons)(?<!/plans)(?<!/products)/(?:(?:create_)?preview(?:/|$)|upcoming(?:/|$|_in_))"
+)
 
 UNPACKED_BYTES = 16 * 2**20
 """The largest answer that is read into rows. Stripe's pages of 100 objects have up to a few MB."""
@@ -90,7 +93,7 @@ class ParsedResponse:
 def is_preview(path: str) -> bool:
     """Whether what a path answers with does not exist.
 
-    >>> is_preview("/v1/invoices/create_preview"), is_preview("/v1/invoices/in_1")
+    >>> is_preview("/v1/invoices/create_preview"), is_preview("/v1/products/preview")
     (True, False)
     """
     return _PREVIEW.search(path) is not None

@@ -69,6 +69,9 @@ def test_a_query_may_name_the_parent() -> None:
         ("/v1/credit_notes/preview", True),
         ("/v1/credit_notes/preview/lines", True),
         ("/v1/invoices/in_1", False),
+        ("/v1/products/preview", False),
+        ("/v1/plans/upcoming", False),
+        ("/v1/coupons/upcoming_in_may", False),
         ("/v1/quotes/qt_1/computed_upfront_line_items", False),
     ],
 )
