@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -350,6 +352,41 @@ async def test_an_exact_wait_outlasts_a_replica_that_is_behind(sim: Running, dat
             read.append(row["name"] if row is not None else None)
             request = await renamed(here.stripe, key, str(n))
     assert read == ["0", "1", "2", "3"]
+
+
+async def test_a_connection_that_is_gone_without_a_word_holds_no_later_wait_up(
+    sim: Running, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinstripe.gateway.wait.waiter._HUNG_S", 0.3)
+    async with gateway(sim, database) as here, syncing(sim, database):
+        _, request = await made_customer(here.stripe, "Ada")
+        assert (await here.wait(f"request={request}")).status_code == 200
+        async with here.account.sync.pool.acquire() as connection:
+            pid = await connection.fetchval("SELECT pg_backend_pid()")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            answer = await here.wait(f"request={request}&timeout=15")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_what_is_lost_at_the_end_of_a_wait_is_read_again(sim: Running, database: str) -> None:
+    async with gateway(sim, database) as here, connect(database) as pg:
+        key, _ = await made_customer(here.stripe, "Ada")
+        # What comes last is the moment, which stands there.
+        await pg.execute("BEGIN; LOCK TABLE pinstripe.cursor IN ACCESS EXCLUSIVE MODE")
+        waiting = asyncio.create_task(here.wait(f"object={key}"))
+        cut = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        async with asyncio.timeout(10):
+            while not await pg.fetchval(cut):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await pg.execute("ROLLBACK")
+        answer = await waiting
+        assert answer.status_code == 200, answer.text
 
 
 async def test_listening_goes_on_after_a_lost_connection(sim: Running, database: str) -> None:

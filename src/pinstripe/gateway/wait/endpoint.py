@@ -346,7 +346,7 @@ class WaitEndpoint:
         try:
             async with asyncio.timeout(options.timeout_s - (self._clock() - began)):
                 await _all(jobs)
-                as_of = await self._waiter.reads(sync).as_of()
+                as_of = await self._waiter.as_of(sync)
         except TimeoutError:
             return await self._timed_out(sync, states, began)
         except PinstripeError as error:
@@ -387,7 +387,7 @@ class WaitEndpoint:
             async with asyncio.timeout(_REASON_S):
                 async with sync.pool.acquire() as connection:
                     obstacle = await _find_obstacle(connection, sync.schema)
-                as_of = await self._waiter.reads(sync).as_of()
+                as_of = await self._waiter.as_of(sync)
         unreachable = next((w.error for w in states if w.error), "")
         if obstacle is None and unreachable:
             obstacle = Obstacle("unavailable", unreachable, "See the logs of `pinstripe serve`.")

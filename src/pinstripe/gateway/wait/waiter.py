@@ -73,6 +73,9 @@ _COPYING_S = 1.0
 _OLD_S = 120.0
 """An older event that no poll finds new was applied long ago, and its id is no longer stored."""
 
+_HUNG_S = 10.0
+"""A read of the bookkeeping that takes longer has met a server that is gone without a word."""
+
 _SPACING_S = 0.02
 _LAST_SPACING_S = 0.005
 """For the reads at the end of a wait: a longer pause would be most of a wait for an object."""
@@ -178,6 +181,10 @@ class Waiter:
                 break
             await self._sleep(pause_s)
         state.what = ""
+
+    async def as_of(self, sync: OpenSync) -> datetime | None:
+        """The moment, on Stripe's clock, up to which the database is known to be true."""
+        return await self._retry_while_unreachable(WaitState(""), self.reads(sync).as_of)
 
     def reads(self, sync: OpenSync) -> WaitProgress:
         """The coalesced reads of this sync, shared by all its waits."""
@@ -396,7 +403,7 @@ class WaitProgress:
         """Whether its events are too old for `has_request` to know them."""
         if "event" not in self._sync.mirror.tables or await self.has_request(request_id):
             return False
-        async with self._sync.pool.acquire() as connection:
+        async with self._sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
             return await is_of_old_event(connection, self._sync.schema, request_id)
 
     async def has_event(self, event_id: str) -> bool:
@@ -411,7 +418,6 @@ class WaitProgress:
         return await self._open_since.get((table, key))
 
     async def as_of(self) -> datetime | None:
-        """The moment, on Stripe's clock, up to which the database is known to be true."""
         return await self._as_of.get(None)
 
     async def close(self) -> None:
@@ -423,24 +429,24 @@ class WaitProgress:
         self, column: Literal["id", "request_id"]
     ) -> Callable[[Collection[str]], Awaitable[Mapping[str, bool]]]:
         async def read(values: Collection[str]) -> Mapping[str, bool]:
-            async with self._sync.pool.acquire() as connection:
+            async with self._sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
                 applied = await which_applied(connection, self._sync.schema, column, list(values))
             return {value: value in applied for value in values}
 
         return read
 
     async def _read_pending(self, causes: Collection[str]) -> Mapping[str, Pending]:
-        async with self._sync.pool.acquire() as connection:
+        async with self._sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
             return await load_pending(connection, self._sync.schema, causes)
 
     async def _read_as_of(self, _: Collection[None]) -> Mapping[None, datetime | None]:
-        async with self._sync.pool.acquire() as connection:
+        async with self._sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
             return {None: await load_acked_as_of(connection, self._sync.schema)}
 
     async def _read_open_since(
         self, rows: Collection[RowKey]
     ) -> Mapping[RowKey, tuple[datetime, datetime | None]]:
-        async with self._sync.pool.acquire() as connection:
+        async with self._sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
             now, since = await load_open_since(connection, self._sync.schema, list(rows))
         return {row: (now, since.get(row)) for row in rows}
 
