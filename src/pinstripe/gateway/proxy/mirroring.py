@@ -54,7 +54,7 @@ from pinstripe.gateway.proxy.objects import (
     Trust,
     agrees,
     as_of_exchange,
-    collection_table,
+    collections,
     is_preview,
     parents_of,
     places_of,
@@ -486,7 +486,7 @@ def ways_to(
         return [Way("fetch", table, key)]
     above = {**_parents_in(sync, row_set, place), **dict(parents)}
     if where is not None:
-        owner = above.get(collection_table(where.path[: where.path.index("/{")]) or "")
+        owner = above.get(collections().get(where.path[: where.path.index("/{")], ""))
         return [Way("fetch", table, key, owner)] if owner else []
     ways = [
         Way("children", table, above[e.parent_table], e.parent)
@@ -650,7 +650,7 @@ async def fetch_one(
     except NotFound:
         await mark_deleted(source, table, key, started=started)
         return {place}
-    above = {collection_table(where.path[: where.path.index("/{")]) or "": parent} if parent else {}
+    above = {collections().get(where.path[: where.path.index("/{")], ""): parent} if parent else {}
     shown = read_object(response, where.path)
     row_set = source.extract([shown], above)
     as_of = as_of_response(response, started=started)

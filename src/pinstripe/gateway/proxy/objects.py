@@ -110,7 +110,7 @@ def places_of(path: str) -> list[RowKey]:
     row_set: list[RowKey] = []
     shape = ""
     for segment in path.split("/")[1:]:
-        table = _collections().get(shape)
+        table = collections().get(shape)
         if table is not None and f"{shape}/{segment}" not in _fixed():
             row_set.append((table, unquote(segment)))
             shape += "/{}"
@@ -130,15 +130,6 @@ def parents_of(path: str, query: str) -> Mapping[str, str]:
             if name == parameter and value:
                 row_set[table] = unquote_plus(value)
     return row_set
-
-
-def collection_table(path: str) -> str | None:
-    """The table of the objects that are retrieved under a path.
-
-    >>> collection_table("/v1/customers")
-    'customer'
-    """
-    return _collections().get(path)
 
 
 async def unpack(body: bytes, encoding: bytes) -> bytes:
@@ -231,7 +222,7 @@ def _modes(objects: list[StripeObject]) -> frozenset[bool]:
 
 
 @cache
-def _collections() -> Mapping[str, str]:
+def collections() -> Mapping[str, str]:
     """Path under which objects are retrieved ("/v1/invoices") -> their table."""
     row_set: dict[str, str] = {}
     for where in retrieve_endpoints().values():

@@ -60,7 +60,6 @@ from pinstripe.gateway.proxy.objects import is_preview, measured_response, place
 from pinstripe.gateway.proxy.upstream import (
     API,
     METHODS,
-    BadTarget,
     ClientDisconnected,
     Headers,
     Message,
@@ -130,8 +129,6 @@ class Proxy:
         try:
             raw_path = scope.get("raw_path") or scope["path"].encode()
             target = target_of(raw_path, scope["query_string"], self._hosts)
-            if isinstance(target, BadTarget):
-                raise RequestRejected(target.status, target.reason)
             headers = checked(method, scope["headers"], body_limit=self._body_limit)
             if shows_one_of(scope["headers"], self._own_tokens):
                 raise RequestRejected(
@@ -145,7 +142,7 @@ class Proxy:
             body = await body_of(scope["headers"], receive, limit=self._body_limit)
             await self._pass(scope, target, headers, body, send, receive=receive)
         except RequestRejected as refusal:
-            await send_rejected(send, refusal.status, refusal.reason)
+            await _say(send, refusal.status, "invalid_request_error", refusal.reason)
         except ClientDisconnected:
             pass
 
@@ -382,11 +379,6 @@ async def send_bad_gateway(send: Send, request: ProxyRequest, error: UpstreamErr
         )
     _log.warning("proxy.unanswered", method=request.method, reason=error.reason, sent=error.sent)
     await _say(send, 502, "api_error", message)
-
-
-async def send_rejected(send: Send, status: int, reason: str) -> None:
-    """Nothing was passed on."""
-    await _say(send, status, "invalid_request_error", reason)
 
 
 async def _say(send: Send, status: int, kind: str, message: str) -> None:

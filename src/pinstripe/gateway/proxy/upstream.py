@@ -257,14 +257,6 @@ class Target:
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class BadTarget:
-    """Why a path leads nowhere: an HTTP status, and the reason in words."""
-
-    status: int
-    reason: str
-
-
 def hosts_at(base_url: str) -> dict[str, str]:
     """The table with `base_url` as the API (a simulator has all hosts at one address).
 
@@ -287,13 +279,11 @@ def is_for_proxy(path: str) -> bool:
     return first in ("v1", "v2") or first.endswith(".stripe.com")
 
 
-def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target | BadTarget:
-    """Where a request goes, by its path as it came.
+def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target:
+    """Where a request goes, by its path as it came. Raises RequestRejected.
 
     >>> target_of(b"/v1/plans/a%2Fb", b"expand[]=product", STRIPE).url
     'https://api.stripe.com/v1/plans/a%2Fb?expand[]=product'
-    >>> target_of(b"/api.stripe.com/../evil", b"", STRIPE)
-    BadTarget(status=400, reason='The path has a segment . or .. in it.')
     """
     if raw_path.startswith(_PLAIN):
         host, path = API, raw_path
@@ -302,10 +292,9 @@ def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target
         host, path = first.decode("latin-1"), slash + rest
     base = hosts.get(host)
     if base is None or raw_path[:1] != b"/":
-        return BadTarget(404, f"Only Stripe's hosts can be reached here: {', '.join(hosts)}.")
-    wrong = _wrong(path, query)
-    if wrong is not None:
-        return wrong
+        known = ", ".join(hosts)
+        raise RequestRejected(404, f"Only Stripe's hosts can be reached here: {known}.")
+    _check(path, query)
     sent_path = path.decode("ascii")
     asked = query.decode("ascii")
     return Target(
@@ -313,20 +302,20 @@ def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target
     )
 
 
-def _wrong(path: bytes, query: bytes) -> BadTarget | None:
+def _check(path: bytes, query: bytes) -> None:
     if len(path) + len(query) > _LONGEST:
-        return BadTarget(414, f"Path and query are longer than {_LONGEST} bytes.")
+        raise RequestRejected(414, f"Path and query are longer than {_LONGEST} bytes.")
     if not _PATH.fullmatch(path) or not _QUERY.fullmatch(query):
-        return BadTarget(400, "The path or query has characters that must be percent-encoded.")
+        reason = "The path or query has characters that must be percent-encoded."
+        raise RequestRejected(400, reason)
     if _STRAY_PERCENT.search(path):
-        return BadTarget(400, "The path has a % that begins no escape.")
+        raise RequestRejected(400, "The path has a % that begins no escape.")
     if b"." in path or b"%2" in path:
         # Decoded twice: a server in between may do so once before Stripe does.
         once = unquote_to_bytes(path)
         for seen in (path, once, unquote_to_bytes(once)):
             if {b".", b".."} & set(seen.replace(b"\\", b"/").split(b"/")):
-                return BadTarget(400, "The path has a segment . or .. in it.")
-    return None
+                raise RequestRejected(400, "The path has a segment . or .. in it.")
 
 
 Headers = Sequence[tuple[bytes, bytes]]
