@@ -19,6 +19,7 @@ from tests.flows.harness.gateway_account import GatewayAccount, gateway_account,
 from tests.flows.harness.recording_stripe import raw
 from tests.flows.test_proxy import SMALL, front
 
+from pinstripe.gateway.proxy.mirroring import Way
 from pinstripe.gateway.proxy.proxy import open_proxy
 from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.store.embedded import EmbeddedPostgres
@@ -112,6 +113,22 @@ async def test_a_postgres_that_refuses_to_write_gets_the_rows_when_it_takes_them
         assert response.headers["pinstripe-mirrored"] == "later"
         await set_read_only("off")
         await appears(it.account, made["id"], "kept")
+
+
+async def test_what_is_left_for_later_waits_for_a_sync_that_is_being_opened_anew(
+    database: str,
+) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        syncs, sync = it.account.syncs, it.account.sync
+        key = next(str(o["id"]) for o in sim.account.world.truth("customer"))
+        syncs.expected = frozenset({"default"})
+        syncs.remove("default")
+        it.proxy.answers.later.add("default", [Way("fetch", "customer", key)])
+        await asyncio.sleep(0.2)
+        syncs.add(sync)
+        async with asyncio.timeout(10):
+            while await it.account.row("customer", key) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
 
 async def test_a_write_is_mirrored_though_its_caller_hangs_up(database: str) -> None:

@@ -15,6 +15,7 @@ from tests.flows.harness.histories import OLD
 from tests.flows.harness.waiting import gateway, made_customer, renamed, syncing
 
 from pinstripe.client.response import Margins
+from pinstripe.serving.registry import GatewaySyncSpec, SyncOpener
 from pinstripe.store.pool import connect
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -417,6 +418,31 @@ async def test_notifications_that_got_lost_are_covered_by_a_look_at_the_row(
                 # The row is what is tested here, not what wakes whom.
                 while await pg.fetchval("SELECT heard FROM pinstripe.bell") < number:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
+
+
+async def test_a_wait_outlasts_that_its_sync_is_opened_anew(
+    sim: Running, database: str, tmp_path: Path
+) -> None:
+    """As when its settings change, or a secret of a webhook."""
+    config = config_of(sim, database, tmp_path)
+    async with gateway(sim, database) as here:
+        syncs = here.account.syncs
+        syncs.remove("default")
+        opener = SyncOpener(syncs)
+        try:
+            await opener.want({"default": GatewaySyncSpec(config, database)})
+            first = await syncs.opened("default", 10.0)
+            waiting = asyncio.create_task(here.wait("timeout=20"))
+            async with asyncio.timeout(10):
+                while not here.requester.requests_sent["stripe"]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            await opener.want({"default": GatewaySyncSpec(config, database, ("whsec_new",))})
+            assert await syncs.opened("default", 10.0) is not first
+            async with syncing(sim, database):
+                answer = await waiting
+            assert answer.status_code == 200, answer.text
+        finally:
+            await opener.want({})
 
 
 async def test_a_sync_whose_tables_are_not_open_yet_is_waited_for_and_not_denied(

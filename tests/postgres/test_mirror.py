@@ -98,6 +98,15 @@ async def test_a_connection_lost_before_the_commit_leaves_neither_and_is_tried_a
     assert steps.committed == [1]
 
 
+async def test_what_comes_after_the_end_is_given_up_at_once(database: str) -> None:
+    await make_schema(database, _NAMES)
+    chosen = {n: tables()[n] for n in _NAMES}
+    async with open_mirror(database, SCHEMA, chosen, api_version=VERSION) as mirror:
+        pass
+    durable = await mirror.enqueue([(customers(mirror, "cus_1"), during(0, 1))], lane=LIVE_LANE)
+    assert durable.cancelled(), "no writer would ever take it"
+
+
 async def test_a_server_that_ends_sessions_is_waited_out(
     mirror: Mirror, pg: asyncpg.Connection
 ) -> None:

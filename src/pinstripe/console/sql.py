@@ -25,7 +25,7 @@ from pinstripe.console.rows import Reference
 from pinstripe.console.sql_run import Failed, Readers, Result, SqlTarget, chunks
 from pinstripe.console.templating import HEADERS, Notice
 from pinstripe.errors import PinstripeError, Unreachable
-from pinstripe.gateway.http.middleware import unless_disconnected
+from pinstripe.gateway.http.middleware import disconnected, unless
 from pinstripe.store.pool import translated
 from pinstripe.store.syncs import load_table_names
 
@@ -74,9 +74,8 @@ class Sql:
         if not statement.strip():
             return await _page(visit, "", messages=[Notice("Enter a statement.")])
         try:
-            result = await unless_disconnected(
-                visit.request.receive, self._result(visit, statement)
-            )
+            work = self._result(visit, statement)
+            result = await unless(disconnected(visit.request.receive), work)
         except Failed as failed:
             return await _page(visit, statement, failed=failed)
         except PinstripeError as error:
@@ -91,7 +90,7 @@ class Sql:
         lines = self._lines(visit, statement)
         try:
             # Fetch the first lines before the response starts, so that errors can be reported.
-            first = await unless_disconnected(visit.request.receive, anext(lines))
+            first = await unless(disconnected(visit.request.receive), anext(lines))
         except Failed as failed:
             return await _page(visit, statement, failed=failed)
         except PinstripeError as error:

@@ -144,18 +144,22 @@ class Syncs:
         self.expected: frozenset[str] = frozenset()
         """Those to be served here, open or not: Postgres may be away, or their tables not made."""
         self._by_id: dict[str, OpenSync] = {}
-        self._added = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __iter__(self) -> Iterator[OpenSync]:
         return iter(list(self._by_id.values()))
 
     def add(self, sync: OpenSync) -> None:
         self._by_id[sync.id] = sync
-        self._added.set()
-        self._added = asyncio.Event()
+        self._tell()
 
     def remove(self, sync_id: str) -> None:
         self._by_id.pop(sync_id, None)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def get(self, sync_id: str) -> OpenSync | None:
         platform_id, _, account_id = sync_id.partition("@")
@@ -176,7 +180,24 @@ class Syncs:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while sync_id in self.expected and sync_id not in self._by_id:
-                    await self._added.wait()
+                    await self._changed.wait()
+        return self._by_id.get(sync_id)
+
+    async def closed(self, sync: OpenSync) -> None:
+        """Returns when this one is not open any more; it may be opened anew."""
+        while self.get(sync.id) is sync:
+            await self._changed.wait()
+
+    async def reach(self, sync_id: str) -> OpenSync | None:
+        """The sync, or the account of a platform, which is opened; None if it is not served here any more.
+
+        Raises Unreachable where it is not open for the moment.
+        """
+        platform_id, _, account_id = sync_id.partition("@")
+        if account_id and platform_id in self.platforms:
+            return await self.platforms[platform_id].open(account_id)
+        if sync_id in self.expected and sync_id not in self._by_id:
+            raise Unreachable("The tables of this sync are not open here for the moment.")
         return self._by_id.get(sync_id)
 
     def of_account(self, account_id: str, *, livemode: bool) -> OpenSync | None:

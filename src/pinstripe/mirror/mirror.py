@@ -201,6 +201,7 @@ class Mirror:
         self.conflicts = ConflictQueue(sleep)
         self._broken: dict[int, PinstripeError] = {}
         self._resting: set[int] = set()
+        self._is_closed = False
 
     def may_have_rows(self, table: str) -> bool:
         """Return False if no list has brought a row of the table yet: then no statement has to look."""
@@ -235,6 +236,7 @@ class Mirror:
         Jobs of one `lane` commit in the order of the calls; after one fails, later steps of its
         `progress` fail too. `progress` is saved with `step` applied. `effect` runs in the transaction,
         which also removes the `completed` refetches from their queue. `LIVE_LANE` does not wait for room.
+        The future is cancelled where the mirror closes, or is closed.
         """
         for row_set, _ in parts:
             self.on_rows(row_set)
@@ -242,6 +244,9 @@ class Mirror:
         if rows and lane != LIVE_LANE:
             await self._queue.room(rows)
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._is_closed:
+            durable.cancel()
+            return durable
         self._queue.add(Job(parts, progress, step, durable, rows, lane, effect, completed))
         return durable
 
@@ -259,6 +264,7 @@ class Mirror:
                     task.cancel()
                 # A writer cancelled in its transaction must not take that for a lost server and retry.
                 await asyncio.gather(*tasks, *self.conflicts.cancel(), return_exceptions=True)
+                self._is_closed = True
                 self._queue.give_up()
                 for sink in self._sinks:
                     await sink.close()

@@ -149,15 +149,15 @@ def _answer(error: Exception) -> Response | None:
     )
 
 
-async def unless_disconnected(receive: Receive, work: Awaitable[_T]) -> _T | None:
-    """The outcome of `work`; None if the caller disconnects first, which cancels it."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(disconnected(receive))
+async def unless(gone: Awaitable[None], work: Awaitable[_T]) -> _T | None:
+    """The outcome of `work`; None if `gone` returns first, which cancels it."""
+    working, going = asyncio.ensure_future(work), asyncio.ensure_future(gone)
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        await asyncio.wait((working, going), return_when=asyncio.FIRST_COMPLETED)
+        # What is gone may have cancelled it already.
+        return working.result() if working.done() and not working.cancelled() else None
     finally:
-        await cancel(working, gone)
+        await cancel(working, going)
 
 
 async def disconnected(receive: Receive) -> None:

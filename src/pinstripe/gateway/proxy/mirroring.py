@@ -142,7 +142,7 @@ class ResponseMirror:
         versions: PatientVersions,
         patience_s: float,
     ) -> None:
-        self.later = DeferredFetches(syncs, self._fetch_later)
+        self.later = DeferredFetches(self._fetch_later)
         self._syncs = syncs
         self._accounts = accounts
         self._upstream = upstream
@@ -311,13 +311,11 @@ class ResponseMirror:
             [(row_set, as_of)], lane=LIVE_LANE if request.writes else "", effect=effect
         )
         await self._committed(sync, durable)
-        if durable.cancelled():
-            return MirrorResult("later", "postgres", sync)  # The sync is being closed.
-        error = durable.exception()
+        error = None if durable.cancelled() else durable.exception()
         if isinstance(error, Drifted):
             _log.warning("proxy.drifted", path=request.target.path, error=error.message)
             return MirrorResult("no", "internal", sync)
-        if error is not None:
+        if error is not None or durable.cancelled():  # Cancelled: the sync is being closed.
             self.later.add(sync.id, _retrievable(sync, request, row_set))
             return MirrorResult("later", "postgres", sync)
         if mirror.quarantine.refuses(row_set):
@@ -340,7 +338,7 @@ class ResponseMirror:
             self._stuck.discard(sync.id)
 
     async def _fetch_later(self, sync_id: str, way: Way) -> None:
-        sync = self._syncs.get(sync_id)
+        sync = await self._syncs.reach(sync_id)
         if sync is not None:
             await execute(sync, way)
             # A replica may be behind the write that this is about.
@@ -676,7 +674,7 @@ MOST = 100_000
 _PAUSE_S = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 
 Fetch = Callable[[str, Way], Awaitable[None]]
-"""(sync id, request) -> make it and mirror what it shows."""
+"""(sync id, request) -> make it and mirror what it shows; nothing for a sync that is gone."""
 
 
 class DeferredFetches:
@@ -684,13 +682,11 @@ class DeferredFetches:
 
     def __init__(
         self,
-        syncs: Syncs,
         fetch: Fetch,
         *,
         most: int = MOST,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._syncs = syncs
         self._fetch = fetch
         self._most = most
         self._sleep = sleep
@@ -717,8 +713,6 @@ class DeferredFetches:
                 self._wake.clear()
                 await self._wake.wait()
             (sync_id, way), _ = self._ways.popitem(last=False)
-            if self._syncs.get(sync_id) is None:
-                continue  # The sync was removed.
             try:
                 await self._fetch(sync_id, way)
                 failures = 0

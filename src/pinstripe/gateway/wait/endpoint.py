@@ -34,7 +34,7 @@ from pinstripe.catalog.tables import table_of_object, tables
 from pinstripe.concurrency import cancel
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.http.errors import JSON, ErrorDetail, HTTPError, failure, failure_of
-from pinstripe.gateway.http.middleware import unless_disconnected
+from pinstripe.gateway.http.middleware import disconnected, unless
 from pinstripe.gateway.syncs import AccountPlace, Named, OpenSync, Syncs
 from pinstripe.gateway.wait.waiter import Waiter, WaitState
 from pinstripe.rows.extract import RowKey
@@ -284,7 +284,7 @@ class WaitEndpoint:
         self.open += 1
         try:
             work = self._opened(request, named, options, began)
-            outcome = await unless_disconnected(request.receive, work)
+            outcome = await unless(disconnected(request.receive), work)
             return outcome or Response(status_code=499)  # The caller is gone.
         finally:
             self.open -= 1
@@ -307,15 +307,20 @@ class WaitEndpoint:
         """Respond once the sync is open: just after its start it is not, and without its tables."""
         if isinstance(named, AccountPlace):
             return await self._of_platform(named, options, began)
-        sync = await self._syncs.opened(request.path_params["id"], options.timeout_s)
-        if sync is None:
-            problem = ErrorDetail(
-                "unavailable",
-                "The tables of this sync are not open here yet.",
-                "See `pinstripe status` and the logs of `pinstripe serve`.",
-            )
-            return self._never_open(problem, began)
-        return await self._wait(sync, options, began)
+        while True:
+            left_s = options.timeout_s - (self._clock() - began)
+            sync = await self._syncs.opened(request.path_params["id"], left_s)
+            if sync is None:
+                problem = ErrorDetail(
+                    "unavailable",
+                    "The tables of this sync are not open here yet.",
+                    "See `pinstripe status` and the logs of `pinstripe serve`.",
+                )
+                return self._never_open(problem, began)
+            # It is opened anew when its settings or its tables change.
+            answer = await unless(self._syncs.closed(sync), self._wait(sync, options, began))
+            if answer is not None:
+                return answer
 
     async def _of_platform(self, named: AccountPlace, options: WaitQuery, began: float) -> Response:
         """Respond for an account of a platform, which is opened for it."""
