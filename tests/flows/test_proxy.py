@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 
 import aiohttp
@@ -194,6 +196,38 @@ async def test_another_version_is_passed_on_and_ours_is_written(database: str) -
         assert row is not None
         assert json.loads(row["metadata"])["a"] == "b"
         assert row["_api_version"] == it.account.sync.mirror.api_version
+
+
+async def test_a_search_in_another_version_overwrites_nothing_that_is_newer(database: str) -> None:
+    """Its index may be behind by an hour, in any version."""
+    async with running(SMALL) as sim, gateway_account(sim, database) as account:
+        truth = next(iter(sim.account.world.truth("customer")))
+        key = str(truth["id"])
+        await account.sync.source.fetch("customer", key)
+
+        async def stripe(request: Request) -> Response:
+            if request.url.path == "/v1/account":
+                return JSONResponse({"id": sim.account.id, "object": "account"})
+            old = {**truth, "name": "from before"}
+            headers = {
+                "Stripe-Version": request.headers["stripe-version"],
+                "Date": formatdate(time.time() + 60, usegmt=True),
+            }
+            return JSONResponse({"object": "search_result", "data": [old]}, headers=headers)
+
+        async with (
+            serving(Starlette(routes=[Route("/v1/{path:path}", stripe)])) as upstream,
+            open_proxy(account.syncs, hosts=hosts_at(upstream), patience_s=10.0) as proxy,
+            serving(proxy) as url,
+            aiohttp.ClientSession(headers=account.bearer) as client,
+        ):
+            for version in (account.sync.mirror.api_version, "2024-06-20"):
+                path = f"{url}/v1/customers/search?query=x"
+                async with client.get(path, headers={"Stripe-Version": version}) as answer:
+                    assert answer.headers["pinstripe-mirrored"] == "yes"
+                row = await account.row("customer", key)
+                assert row is not None
+                assert row["name"] == truth["name"]
 
 
 @pytest.mark.parametrize(

@@ -403,7 +403,8 @@ async def repeat_request(
         parsed = await read_aside(unpacked, sync.mirror.extractor, parents)
     except (UpstreamError, Unreadable):
         return None
-    return parsed.row_set, as_of_exchange(response, sync.source.stripe.margins)
+    lag_s = LAG_S if target.path.endswith("/search") else 0.0
+    return parsed.row_set, as_of_exchange(response, sync.source.stripe.margins, lag_s=lag_s)
 
 
 async def fetch_again(
