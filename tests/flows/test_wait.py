@@ -94,6 +94,18 @@ async def test_a_wait_for_an_object_brings_the_rows_inside_of_it(
     assert read == [(100 + n, True) for n in range(len(others))]
 
 
+async def test_what_is_new_is_not_called_unknown_where_a_replica_is_behind(
+    sim: Running, database: str
+) -> None:
+    async with gateway(sim, database) as here:
+        sim.control.nastiness("calm", stale_share=1.0, stale_s=0.15)
+        for _ in range(3):
+            key, _ = await made_customer(here.stripe, "Ada")
+            answer = await here.wait(f"object={key}")
+            assert answer.status_code == 200, answer.text
+            assert await here.account.row("customer", key) is not None
+
+
 async def test_a_wait_for_an_event_ends_when_it_is_applied(sim: Running, database: str) -> None:
     async with gateway(sim, database) as here, syncing(sim, database):
         key, _ = await made_customer(here.stripe, "Ada")

@@ -154,9 +154,7 @@ class Waiter:
         reads = self.reads(sync)
         key = state.id
         if not await self._retry_while_unreachable(state, lambda: reads.has_event(key)):
-            event_object = await self._retry_while_unreachable(
-                state, lambda: fetch_event(sync, key)
-            )
+            event_object = await self._asked_twice(sync, state, lambda: fetch_event(sync, key))
             if event_object.created < sync.source.now() - _OLD_S:
                 await self._old_event(sync, state, event_object, settle_s)
             else:
@@ -169,7 +167,7 @@ class Waiter:
         Raises what `ObjectFetches.fetch` raises.
         """
         key = state.id
-        await self._retry_while_unreachable(state, lambda: self._fetches.fetch(sync, table, key))
+        await self._asked_twice(sync, state, lambda: self._fetches.fetch(sync, table, key))
         reads = self.reads(sync)
         moment: datetime | None = None
         for pause_s in _forever(_PAUSES_S):
@@ -275,6 +273,15 @@ class Waiter:
                 break
             await self._sleep(pause_s)
         state.what = ""
+
+    async def _asked_twice(
+        self, sync: OpenSync, state: WaitState, work: Callable[[], Awaitable[_T]]
+    ) -> _T:
+        """Ask once more where Stripe does not have it: it may be so new that a replica has not."""
+        with suppress(NotFound):
+            return await self._retry_while_unreachable(state, work)
+        await self._sleep(sync.source.replica_lag.total_seconds())
+        return await self._retry_while_unreachable(state, work)
 
     async def _retry_while_unreachable(
         self, state: WaitState, work: Callable[[], Awaitable[_T]]
