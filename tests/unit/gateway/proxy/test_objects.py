@@ -217,6 +217,14 @@ def test_headers_are_passed_on_whole_or_refused(headers: list[tuple[bytes, bytes
     assert not (b"content-length" in names and b"transfer-encoding" in names)
 
 
+def _items(**quantities: int) -> StripeObject:
+    entries = [
+        {"id": key, "object": "subscription_item", "quantity": quantity}
+        for key, quantity in quantities.items()
+    ]
+    return {"object": "list", "data": entries, "has_more": False}
+
+
 @pytest.mark.parametrize(
     ("answered", "shown", "alike"),
     [
@@ -230,6 +238,16 @@ def test_headers_are_passed_on_whole_or_refused(headers: list[tuple[bytes, bytes
         ({"customer": {"id": "cus_1", "object": "customer"}}, {"customer": "cus_1"}, True),
         ({"plan": {"object": "plan", "id": "p"}}, {"plan": {"object": "plan", "id": "q"}}, True),
         ({"items": [1]}, {"items": {"object": "list"}}, True),
+        ({"kinds": ["card", "link"]}, {"kinds": ["card", "link"]}, True),
+        ({"kinds": ["card", "link"]}, {"kinds": ["card"]}, False),
+        ({"discounts": [{"id": "di_1", "object": "discount"}]}, {"discounts": ["di_1"]}, True),
+        ({"items": _items(a=1, b=2)}, {"items": _items(a=1, b=2)}, True),
+        ({"items": _items(a=1, b=2)}, {"items": _items(a=1, b=1)}, False),
+        ({"items": _items(a=1, b=2)}, {"items": _items(a=1)}, False),
+        ({"items": _items(a=1, b=2)}, {"items": _items(a=1) | {"has_more": True}}, True),
+        ({"items": _items(a=1)}, {"items": _items(a=1, b=1)}, False),
+        ({"items": _items(a=1)}, {"items": _items()}, False),
+        ({"items": _items(a=1)}, {"items": _items(il_a=2)}, True),
     ],
 )
 def test_a_read_agrees_with_a_write_in_what_both_versions_say_alike(
