@@ -21,10 +21,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tests.flows.harness.gateway_account import GatewayAccount, gateway_account, serving
 
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.errors import Misconfigured
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.proxy.proxy import Proxy, open_proxy
 from pinstripe.gateway.proxy.upstream import hosts_at
-from pinstripe.gateway.syncs import OpenSync
+from pinstripe.gateway.syncs import OpenSync, open_sync
 from pinstripe.store.pool import connect
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -457,6 +460,26 @@ async def test_a_connected_account_has_tables_of_its_own(database: str) -> None:
             )
             assert status == 403
             assert response.headers["pinstripe-mirrored"] == "no"
+
+
+@pytest.mark.parametrize("other", ["account_id = 'acct_other'", "livemode = true"])
+async def test_the_key_of_another_account_or_mode_opens_no_tables(
+    database: str, other: str
+) -> None:
+    """A wait would write what it fetches with it between the rows that are there."""
+    async with running(SMALL) as sim, gateway_account(sim, database) as account:
+        async with connect(database) as pg:
+            await pg.execute(f"UPDATE pinstripe.sync SET {other}")
+        with pytest.raises(Misconfigured, match="holds"):
+            async with open_sync(
+                "again",
+                database,
+                "stripe",
+                ApiKey.parse(account.key),
+                budget=RateLimiter(account_rate=None, endpoint_rate=None),
+                stripe_url=sim.url,
+            ):
+                pass
 
 
 async def test_previews_and_answers_without_objects_are_not_written(database: str) -> None:

@@ -29,10 +29,10 @@ from msgspec import UNSET, Meta, UnsetType
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import StripeClient
+from pinstripe.client.client import StripeClient, meet
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
-from pinstripe.errors import Misconfigured, PinstripeError, Unreachable
+from pinstripe.errors import Misconfigured, PinstripeError, Refused, Unreachable
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.rows.extract import RowKey
 from pinstripe.rows.personal import Personal
@@ -42,7 +42,7 @@ from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables
 from pinstripe.store.pool import Connection, Pool, connect, open_pool, sqlstate
 from pinstripe.store.rewrite import check_policy
-from pinstripe.store.syncs import Sync, load_syncs, load_table_names
+from pinstripe.store.syncs import Sync, load_syncs, load_table_names, refuse_other
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -227,38 +227,53 @@ async def open_sync(
 ) -> AsyncIterator[OpenSync]:
     """The parts of a sync whose schema is there already, open for the block.
 
-    Raises Misconfigured while no process has made the schema; Unreachable where Postgres is away.
+    Raises Misconfigured while no process has made the schema, and for a key of another account or mode;
+    Unreachable where Postgres is away.
     """
     known, effective = await _there(database_url, schema, personal)
-    async with (
-        StripeClient(
-            key,
-            api_version=spec().api_version,
-            budget=budget,
-            base_url=stripe_url,
-            account=stripe_account,
-            proxy=proxy,
-            margins=margins,
-        ) as stripe,
-        await open_pool(
-            database_url, min_size=1, max_size=8, application_name="pinstripe gateway"
-        ) as pool,
-        open_mirror(
-            database_url,
-            schema,
-            effective,
-            api_version=spec().api_version,
-            writers=writers,
-            changes=changes,
-            session_name="pinstripe gateway",
-            personal=personal,
-        ) as mirror,
-    ):
-        source = Source(stripe, mirror, mirror.tables, pool)
-        await remember_refusals(source, leads=False)
-        mirror.conflicts.resolve = partial(resolve, source)
-        livemode = bool(known.livemode)
-        yield OpenSync(sync_id, schema, known.account_id, livemode, source, webhook_secrets)
+    async with StripeClient(
+        key,
+        api_version=spec().api_version,
+        budget=budget,
+        base_url=stripe_url,
+        account=stripe_account,
+        proxy=proxy,
+        margins=margins,
+    ) as stripe:
+        await _check_key(stripe, key, known)
+        async with (
+            await open_pool(database_url, min_size=1, max_size=8, application_name=_NAME) as pool,
+            open_mirror(
+                database_url,
+                schema,
+                effective,
+                api_version=spec().api_version,
+                writers=writers,
+                changes=changes,
+                session_name=_NAME,
+                personal=personal,
+            ) as mirror,
+        ):
+            source = Source(stripe, mirror, mirror.tables, pool)
+            await remember_refusals(source, leads=False)
+            mirror.conflicts.resolve = partial(resolve, source)
+            livemode = bool(known.livemode)
+            yield OpenSync(sync_id, schema, known.account_id, livemode, source, webhook_secrets)
+
+
+async def _check_key(stripe: StripeClient, key: ApiKey, known: Sync) -> None:
+    """Raises Misconfigured for a key of another account or mode: what it fetches for a wait would be mixed
+    with the rows, and what it does not find flagged as deleted. Without Stripe it fetches nothing.
+    """
+    account_id: str | None = None
+    with suppress(Unreachable, Refused, TimeoutError):
+        async with asyncio.timeout(_ASKED_S):
+            account_id = (await meet(stripe, key)).id
+    refuse_other(known, account_id, key.mode == "live")
+
+
+_ASKED_S = 5.0
+_NAME = "pinstripe gateway"
 
 
 async def _there(

@@ -74,7 +74,7 @@ async def check_owner(
     """Raise Misconfigured if the schema holds another account, or this one in the other mode."""
     for sync in await load_syncs(connection):
         if sync.schema == schema:
-            _refuse_other(sync, account_id, livemode)
+            refuse_other(sync, account_id, livemode)
 
 
 async def claim(
@@ -91,10 +91,11 @@ async def claim(
             livemode,
         )
     if row is not None:
-        _refuse_other(Sync(row[0], row[1], row[2], row[3]), account_id, livemode)
+        refuse_other(Sync(row[0], row[1], row[2], row[3]), account_id, livemode)
 
 
-def _refuse_other(sync: Sync, account_id: str | None, livemode: bool) -> None:
+def refuse_other(sync: Sync, account_id: str | None, livemode: bool) -> None:
+    """Raises Misconfigured, with both named, where this is not the account and mode of the schema."""
     # A restricted key may not read its account; then only the mode can be compared.
     same_account = None in (sync.account_id, account_id) or sync.account_id == account_id
     same_mode = sync.livemode is None or sync.livemode == livemode
