@@ -131,6 +131,22 @@ async def test_what_is_left_for_later_waits_for_a_sync_that_is_being_opened_anew
                 await asyncio.sleep(0.05)
 
 
+async def test_what_is_owed_for_a_write_is_of_stripes_time_whatever_the_machine_says(
+    database: str,
+) -> None:
+    """Of a second that is past, one read is enough, which a replica that is behind may answer."""
+    async with running(SMALL) as sim, front(sim, database) as it, connect(database) as pg:
+        it.account.sync.source.clock_ahead_s = -3600.0
+        _, page, _ = await it.ask("GET", "/v1/payment_intents?limit=1")
+        sim.control.fault(kind="reset_after", count=1, method="POST")
+        path = f"/v1/payment_intents/{page['data'][0]['id']}"
+        await it.ask("POST", path, {"metadata[a]": "b"})
+        async with asyncio.timeout(10):
+            while (since := await pg.fetchval("SELECT max(since) FROM pinstripe.pending")) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert abs(since.timestamp() - time.time()) < 10
+
+
 async def test_a_write_is_mirrored_though_its_caller_hangs_up(database: str) -> None:
     async with running(SMALL) as sim, front(sim, database) as it:
         await it.ask("GET", "/v1/customers?limit=1")

@@ -15,6 +15,7 @@ from tests.flows.harness.histories import OLD
 from tests.flows.harness.waiting import gateway, made_customer, renamed, syncing
 
 from pinstripe.client.response import Margins
+from pinstripe.gateway.wait.waiter import fetch_event
 from pinstripe.serving.registry import GatewaySyncSpec, SyncOpener
 from pinstripe.store.pool import connect
 from pinstripe_simulator.account import Settings
@@ -125,6 +126,15 @@ async def test_an_event_from_before_the_sync_brings_its_object(sim: Running, dat
     async with gateway(sim, database) as here, syncing(sim, database):
         answer = await here.wait(f"event={old['id']}")
         assert answer.status_code == 200, answer.text
+
+
+async def test_how_old_an_event_is_goes_by_stripes_clock(sim: Running, database: str) -> None:
+    event = next(str(e["id"]) for e in sim.account.world.truth("event"))
+    async with gateway(sim, database) as here:
+        source = here.account.sync.source
+        source.clock_ahead_s = -86400.0  # As if the machine's were so far behind.
+        await fetch_event(here.account.sync, event)
+        assert abs(source.clock_ahead_s) < 5.0
 
 
 _HOPELESS = [

@@ -56,6 +56,7 @@ from pinstripe.gateway.proxy.objects import (
     as_of_exchange,
     collections,
     is_preview,
+    measured_response,
     parents_of,
     places_of,
     read_aside,
@@ -213,6 +214,8 @@ class ResponseMirror:
         self, sync: OpenSync, request: ProxyRequest, response: UpstreamResponse, body: bytes
     ) -> MirrorResult:
         path = request.target.path
+        if response.header(b"date"):
+            sync.source.observe_clock(measured_response(response, sync.source.stripe.margins))
         unpacked = await unpack(body, response.header(b"content-encoding"))
         digest = b""
         if not request.writes and is_ours(sync, response):

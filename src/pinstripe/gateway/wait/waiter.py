@@ -318,6 +318,7 @@ async def fetch_event(sync: OpenSync, event_id: str) -> EventObject:
     response = await sync.source.stripe.get(
         path.replace("{id}", quote_id(event_id)), endpoint=f"GET {path}", priority=LIVE
     )
+    sync.source.observe_clock(response)
     event = read_object(response, path)
     event_object = payload(event)
     key = event_object.get("id")
