@@ -394,6 +394,26 @@ async def test_a_connection_that_is_gone_without_a_word_holds_no_later_wait_up(
         assert answer.status_code == 200, answer.text
 
 
+async def test_requests_are_heard_again_after_a_connection_is_gone_without_a_word(
+    sim: Running, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinstripe.sync.events.poller._HUNG_S", 0.3)
+    hears = (
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE query ~ '(SELECT rung|WITH heard)' AND pid <> pg_backend_pid()"
+        " AND datname = current_database()"
+    )
+    async with gateway(sim, database) as here, syncing(sim, database), connect(database) as pg:
+        assert (await here.wait()).status_code == 200
+        pid = await pg.fetchval(hears)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            answer = await here.wait("timeout=20")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert answer.status_code == 200, answer.text
+
+
 async def test_what_is_lost_at_the_end_of_a_wait_is_read_again(sim: Running, database: str) -> None:
     async with gateway(sim, database) as here, connect(database) as pg:
         key, _ = await made_customer(here.stripe, "Ada")

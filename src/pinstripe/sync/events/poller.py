@@ -489,6 +489,7 @@ class PollerStats:
 
 _NET_S = 1.0  # How often the row is read: the cost of a lost NOTIFY.
 _READ_SPACING_S = 0.01  # Between two reads of the row. Requests of one gateway are 50 ms apart.
+_HUNG_S = 10.0  # A statement that takes longer was sent to a server that is gone without a word.
 
 
 @dataclass(frozen=True, slots=True)
@@ -567,10 +568,10 @@ class SyncRequestListener:
                 # However many NOTIFYs arrive, the row is read no more often than this.
                 await asyncio.sleep(max(read_at + _READ_SPACING_S - self._clock(), 0.0))
                 self._hinted = False
-                await self._net(connection)
+                await asyncio.wait_for(self._net(connection), _HUNG_S)
                 read_at = self._clock()
                 net_at = read_at + _NET_S
-            await self._answer(connection)
+            await asyncio.wait_for(self._answer(connection), _HUNG_S)
             await wait_for(self._wake, max(net_at - self._clock(), 0.0))
 
     async def _net(self, connection: Connection) -> None:
