@@ -17,6 +17,7 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import SCAN_OF, Checkpoint, load_checkpoints, save_checkpoints
+from pinstripe.store.quarantine import find_lost
 from pinstripe.store.status import read_status
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.backfill.child_lists import ChildListStream
@@ -79,11 +80,12 @@ def is_listed(backfill: Backfill) -> bool:
     return work.finished
 
 
-def scan_of(copy: Copy) -> Scan:
-    async def ended(_: ListEndpoint, __: float) -> None:
-        """Nobody notes it here."""
+async def nobody(_: ListEndpoint, __: float) -> None:
+    """Nobody notes the end of a round here."""
 
-    return Scan(copy.source, copy.budget, round_s=lambda: 86_400.0, ended=ended)
+
+def scan_of(copy: Copy) -> Scan:
+    return Scan(copy.source, copy.budget, round_s=lambda: 86_400.0, ended=nobody)
 
 
 async def test_the_first_copy_reads_lists_by_parent_where_a_row_shows_a_sign(
@@ -262,6 +264,22 @@ async def test_what_a_scan_of_days_has_shown_is_known_until_its_end(
         await relist._trim()
     rows = await pg.fetch('SELECT "table", as_of FROM pinstripe.confirmation')
     assert [(row[0], row[1].timestamp() > began) for row in rows] == [("person", True)]
+
+
+async def test_a_table_that_was_scanned_several_times_is_not_taken_for_emptied(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    """Each round lists the same rows: half of what three rounds have listed is more than there is."""
+    await make_schema(database)
+    balances = next(e for e in list_endpoints() if e.name == BALANCES)
+    async with open_account(sim.url, sim.key, database, budget=fast()) as copy:
+        async with copying(database, sim, deep=True) as backfill:
+            await backfill.run()
+        scan = Scan(copy.source, copy.budget, round_s=lambda: 0.0, ended=nobody)
+        for _ in range(3):
+            assert await scan.run_due([balances], most_s=60.0)
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer_balance_transaction") > 0
+    assert await find_lost(pg, "stripe", ["customer_balance_transaction"], {}) == []
 
 
 async def test_a_deep_run_reads_what_an_earlier_one_has_left_to_the_scan(

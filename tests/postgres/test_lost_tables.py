@@ -40,3 +40,21 @@ async def test_a_table_whose_rows_were_all_deleted_is_found_before_it_is_vacuume
     assert await find_lost(pg, SCHEMA, _NAMES, {}) == [("customer", False)]
     await relisted(pg, SCHEMA, "customer", 0)
     assert await find_lost(pg, SCHEMA, _NAMES, {}) == [], "Stripe has none any more"
+
+
+async def test_rows_that_end_or_grow_old_are_not_missed(
+    pg: asyncpg.Connection, database: str
+) -> None:
+    """We delete old events (`--event-days`), and lines that an invoice has no more."""
+    names = ("event", "line_item")
+    await make_schema(database, names)
+    for name in names:
+        await flushed(
+            pg,
+            f"INSERT INTO stripe.{name} (id, _as_of, _as_of_latest, _synced_at)"
+            " SELECT 'x_' || n, now(), now(), now() FROM generate_series(1, 100) n",
+        )
+    assert await find_lost(pg, SCHEMA, names, dict.fromkeys(names, 500)) == []
+    await flushed(pg, "DELETE FROM stripe.event")
+    assert await find_lost(pg, SCHEMA, names, {}) == [], "there never were any"
+    assert await find_lost(pg, SCHEMA, names, dict.fromkeys(names, 500)) == [("event", False)]

@@ -58,9 +58,9 @@ FOLLOWED = "events"
 class Checkpoint:
     """The position of one stream. `position` is JSON of the stream's own making; empty if it has none.
 
-    `rows`, `requests` and `seconds` are totals since the stream began; `as_of` is the Unix second on
-    Stripe's clock up to which it is complete. `reason` is for people, `code` for decisions. `next_try`:
-    when a stream that was refused or failed is retried, Unix seconds.
+    `requests` and `seconds` are totals since the stream began, `rows` since it last began anew; `as_of` is
+    the Unix second on Stripe's clock up to which it is complete. `reason` is for people, `code` for
+    decisions. `next_try`: when a stream that was refused or failed is retried, Unix seconds.
     """
 
     stream: str

@@ -221,8 +221,8 @@ WHERE c.oid IS NULL OR c.relkind IN ('r', 'v')
 """Whether each table is gone, how many rows the statistics count, and how many were listed. The views
 of a platform's account have no statistics, which is -1: their rows are counted up to `_COUNTED`."""
 _COUNTED = 100_000
-_SHRINKING = frozenset({"entitlements_active_entitlement"})
-"""Rows that are removed when they end: only an empty table is suspect."""
+_SHRINKING = frozenset({"entitlements_active_entitlement", "event", "line_item"})
+"""Rows that are removed when they end, or are old: only an empty table is suspect."""
 
 
 async def note_filled(connection: Connection, schema: str, synced: Mapping[str, Table]) -> None:

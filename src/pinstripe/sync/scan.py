@@ -123,7 +123,9 @@ class Scan:
         if not is_through:
             return saved, 0.0
         if saved is not None:
-            saved = replace(saved, position={**position, "after": "", "done": 0, "of": None})
+            # It lists again what the table has: added up, that would be several times its rows.
+            begin = {**position, "after": "", "done": 0, "of": None}
+            saved = replace(saved, position=begin, rows=0)
         return saved, began + self._round_s() - self._source.now()
 
     async def round(self, endpoint: ListEndpoint, saved: Checkpoint | None) -> float:

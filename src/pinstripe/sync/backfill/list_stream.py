@@ -461,9 +461,12 @@ class ListStream:
 
 
 def created_since(done: Checkpoint, table: str, since: int, *, ceiling: int) -> Checkpoint:
-    """The cursor that reads again what was created since then, of a list that is done."""
+    """The cursor that reads again what was created since then, of a list that is done. Of the rows listed
+    before it keeps that there were some: added to those listed again, they are more than the table has.
+    """
     position = _position(table, ceiling, [(since, None, None, None)], done.position.get("since"))
-    return replace(done, state="running", position=position, as_of=None)
+    rows = min(done.rows, 1)
+    return replace(done, state="running", position=position, as_of=None, rows=rows)
 
 
 def _position(
