@@ -32,17 +32,15 @@ from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config, R
 from pinstripe.encryption import hash_key
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.mirror.orphans import parents_of
 from pinstripe.rows.personal import Personal
 from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.compat import grant, set_compat
-from pinstripe.store.cursors import ALL_LOADED, load_loaded, mark_loaded
+from pinstripe.store.cursors import ALL_LOADED, load_loaded
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.erasures import load_erased
 from pinstripe.store.leases import Held, Lease, leading
-from pinstripe.store.links import link_all
 from pinstripe.store.migrate import (
     check_tables,
     create_indexes,
@@ -156,24 +154,9 @@ async def note_backfilled(source: Source, outcome: BackfillResult) -> None:
     if not account_of(mirror.schema):  # A platform is not opened for one sync, which would read it.
         async with source.transaction() as connection:
             await note_filled(connection, mirror.schema, mirror.tables)
-    # One list that fails leaves only its own tables open, and those that its objects hold.
-    unfinished = outcome.unfinished
-    open_tables = unfinished | {
-        table
-        for table in mirror.loading
-        if any(parent in unfinished for parent, _ in parents_of(table))
-    }
-    loaded = mirror.loading - open_tables
-    mirror.loading &= open_tables
-    if loaded:
-        # After `loading`: what is written from now on is linked as it comes.
+    if mirror.loading:
         async with source.transaction() as connection:
-            filled = {table for table in loaded if mirror.may_have_rows(table)}
-            await link_all(connection, mirror.schema, mirror.tables, filled)
-            if not account_of(mirror.schema):
-                await mark_loaded(connection, mirror.schema, sorted(loaded))
-            elif not mirror.loading:
-                await mark_loaded(connection, mirror.schema, [ALL_LOADED])
+            await mirror.end_loading(connection, outcome.unfinished)
     # From now on others write too.
     mirror.began_empty, mirror.on_rows = False, lambda _: None
 

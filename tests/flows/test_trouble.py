@@ -320,6 +320,40 @@ async def test_a_list_that_the_first_copy_could_not_read_goes_on_while_following
     assert copy.mirror.loading == set()
 
 
+async def test_what_objects_of_such_a_list_hold_is_loaded_with_it(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """Else no renewal would show in the subscription, whose period is that of its items."""
+
+    def renewed(until: int) -> dict[str, object]:
+        item = {"id": "si_1", "object": "subscription_item", "subscription": "sub_1"}
+        data = [{**item, "current_period_end": until}]
+        held = {"object": "list", "data": data, "has_more": False, "url": "/v1/subscription_items"}
+        return {"id": "sub_1", "object": "subscription", "created": 1700000000, "items": held}
+
+    stripe.date_ahead_s = 0.0
+    stripe.lists["/v1/subscriptions"] = [renewed(1800000000)]
+    source, clock = only(copy, "subscription", "subscription_item"), Hands()
+    await pg.execute(
+        "INSERT INTO pinstripe.cursor (schema, stream, state, position, reason, next_try_at)"
+        " VALUES ('stripe', '/v1/subscriptions&status=all', 'failed', $1::jsonb, 'no', now())",
+        '{"table": "subscription", "ceiling": 1800000000, "todo": [[null, null, null, null]]}',
+    )
+    copy.mirror.loading.update(source.wanted)
+    relist = Relist(source, RefetchWorker(source), copy.budget, clock=clock)
+    await relist._remember()
+    clock.now = 1.0
+    await relist.run_due()
+    assert copy.mirror.loading == set()
+    rows = await pg.fetch('SELECT "table" FROM pinstripe.copied ORDER BY 1')
+    assert [row[0] for row in rows] == ["subscription", "subscription_item"]
+    later = int(time.time()) + 10
+    stripe.event("customer.subscription.updated", renewed(1900000000), created=later)
+    await EventPoller(source, RefetchWorker(source), since=time.time() - 60).poll()
+    until = "SELECT extract(epoch FROM current_period_end)::bigint FROM stripe.subscription"
+    assert await pg.fetchval(until) == 1900000000
+
+
 ODD_EVENTS: dict[str, object] = {
     "text with half a surrogate": {
         "id": "evt_odd",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol, Unpack
@@ -36,6 +36,7 @@ from pinstripe.mirror.batch import (
     steps_of,
 )
 from pinstripe.mirror.change_feed import Recorder
+from pinstripe.mirror.orphans import parents_of
 from pinstripe.mirror.quarantine import (
     PROBE_S,
     PROBED,
@@ -52,10 +53,13 @@ from pinstripe.mirror.quarantine import (
 from pinstripe.mirror.writer import SharedStages, Writer
 from pinstripe.rows.extract import Extractor, RowSet, extractor_for
 from pinstripe.rows.personal import Personal
+from pinstripe.store.cursors import ALL_LOADED, mark_loaded
 from pinstripe.store.erasures import check_erasures, note_erased
+from pinstripe.store.links import link_all
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import Why, note_refused, owe_fetches, release
 from pinstripe.store.refetch import LATER_S, RefetchDone
+from pinstripe.store.session import account_of
 
 
 class Sink(Protocol):
@@ -206,6 +210,21 @@ class Mirror:
     def may_have_rows(self, table: str) -> bool:
         """Return False if no list has brought a row of the table yet: then no statement has to look."""
         return not self.began_empty or self.written[table] > 0
+
+    async def end_loading(self, connection: Connection, unfinished: Set[str]) -> None:
+        """End the initial load of all tables but those of lists that are `unfinished`, and those that the
+        objects of these hold. In a transaction, which links their rows.
+        """
+        loaded = {
+            table
+            for table in self.loading
+            if unfinished.isdisjoint({table, *(parent for parent, _ in parents_of(table))})
+        }
+        self.loading -= loaded  # What is written from now on is linked as it comes.
+        filled = {table for table in loaded if self.may_have_rows(table)}
+        await link_all(connection, self.schema, self.tables, filled)
+        is_all = account_of(self.schema) and not self.loading
+        await mark_loaded(connection, self.schema, [ALL_LOADED] if is_all else sorted(loaded))
 
     @property
     def queued(self) -> int:

@@ -49,12 +49,10 @@ from pinstripe.store.cursors import (
     ended_by,
     load_checkpoints,
     load_freshness,
-    mark_loaded,
     note_freshness,
     save_checkpoints,
 )
 from pinstripe.store.ddl import qualified
-from pinstripe.store.links import link_all
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import (
     EMPTIED,
@@ -378,7 +376,7 @@ class Relist:
             async with self._source.transaction() as connection:
                 await save_checkpoints(connection, schema, [ended])
                 if ended.state == "done" and endpoint is not None:
-                    await self._copied(connection, endpoint)
+                    await self._copied(connection)
         except LostLease:
             raise
         except PinstripeError as error:
@@ -407,26 +405,22 @@ class Relist:
             self.refreshing = ""
         return work.final()
 
-    async def _copied(self, connection: Connection, endpoint: ListEndpoint) -> None:
+    async def _copied(self, connection: Connection) -> None:
         """A list of the initial load has come to its end: lists by parent under its rows may begin, and its
-        tables are loaded if no other list of theirs is open.
+        tables, with those that its objects hold, are loaded if no other list of theirs is open.
         """
-        schema, loading = self._source.mirror.schema, self._source.mirror.loading
-        cursors = await load_checkpoints(connection, schema)
+        cursors = await load_checkpoints(connection, self._source.mirror.schema)
         for other in self._endpoints():
             cursor = cursors.get(other.stream)
             if cursor is not None and cursor.code == PARENT_INCOMPLETE:
                 self._stopped[cursor.stream] = _Stopped(self._clock())
-        tables = {*endpoint.tables} & loading
-        open_tables = {
+        unfinished = {
             table
             for other in self._endpoints()
             if (c := cursors.get(other.stream)) is not None and c.state in ("running", "failed")
             for table in other.tables
         }
-        loading -= tables - open_tables
-        await link_all(connection, schema, self._source.mirror.tables, tables - open_tables)
-        await mark_loaded(connection, schema, sorted(tables - open_tables))
+        await self._source.mirror.end_loading(connection, unfinished)
 
     async def _remember(self) -> None:
         """Load the cost of each list and the time of its last full refresh: a restart is no refresh."""
