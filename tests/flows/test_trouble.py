@@ -354,6 +354,29 @@ async def test_what_objects_of_such_a_list_hold_is_loaded_with_it(
     assert await pg.fetchval(until) == 1900000000
 
 
+async def test_what_rows_of_such_a_list_refer_to_is_fetched_and_the_copy_is_complete_then(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """No list has a deleted customer."""
+    source, clock = only(copy, "charge", "customer"), Hands()
+    gone = {"id": "cus_gone", "object": "customer", "deleted": True}
+    stripe.answers["/v1/customers/cus_gone"] = lambda _: (200, gone)
+    stripe.lists["/v1/charges"] = [{"id": "ch_1", "object": "charge", "customer": "cus_gone"}]
+    await pg.execute(
+        "INSERT INTO pinstripe.cursor (schema, stream, state, position, reason, next_try_at)"
+        " VALUES ('stripe', '/v1/charges', 'failed', $1::jsonb, 'no', now())",
+        '{"table": "charge", "ceiling": 1800000000, "todo": [[null, null, null, null]]}',
+    )
+    copy.mirror.loading.add("charge")
+    relist = Relist(source, RefetchWorker(source), copy.budget, clock=clock)
+    await relist._remember()
+    clock.now = 1.0
+    await relist.run_due()
+    assert await pg.fetchval("SELECT deleted FROM stripe.customer WHERE id = 'cus_gone'")
+    ready = "SELECT state FROM pinstripe.cursor WHERE stream = 'ready'"
+    assert await pg.fetchval(ready) == "done"
+
+
 ODD_EVENTS: dict[str, object] = {
     "text with half a surrogate": {
         "id": "evt_odd",

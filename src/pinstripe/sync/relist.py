@@ -43,6 +43,7 @@ from pinstripe.store.cursors import (
     BESIDE,
     LEFT_OUT,
     PARENT_INCOMPLETE,
+    READY,
     SCAN_OF,
     Checkpoint,
     drop_checkpoints,
@@ -65,7 +66,7 @@ from pinstripe.store.quarantine import (
 )
 from pinstripe.sync.backfill.child_lists import open_list
 from pinstripe.sync.backfill.list_stream import Scheduler
-from pinstripe.sync.backfill.references import queue_missing, read_singletons
+from pinstripe.sync.backfill.references import end_first_copy, queue_missing, read_singletons
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
 from pinstripe.sync.refetch.worker import PAUSES_S, RefetchWorker
 from pinstripe.sync.scan import Scan
@@ -123,6 +124,7 @@ class Relist:
         self.refreshing = ""
         self._stopped: dict[str, _Stopped] = {}
         """By stream, those of the cursors and the `_newest` of lists."""
+        self._is_ready = True  # The first copy was complete once.
         self._counted: dict[str, int] = {}
         """Rows of each table at the last watch."""
         self._source = source
@@ -375,8 +377,10 @@ class Relist:
                 self._stopped.pop(stream, None)
             async with self._source.transaction() as connection:
                 await save_checkpoints(connection, schema, [ended])
-                if ended.state == "done" and endpoint is not None:
+                if ended.state == "done":
                     await self._copied(connection)
+            if ended.state == "done" and not self._is_ready:
+                self._is_ready = await end_first_copy(self._source)
         except LostLease:
             raise
         except PinstripeError as error:
@@ -414,11 +418,13 @@ class Relist:
             cursor = cursors.get(other.stream)
             if cursor is not None and cursor.code == PARENT_INCOMPLETE:
                 self._stopped[cursor.stream] = _Stopped(self._clock())
+        places = {other.stream: other.tables for other in self._endpoints()}
+        places |= {path: (table_name(name),) for name, path in singleton_paths().items()}
         unfinished = {
             table
-            for other in self._endpoints()
-            if (c := cursors.get(other.stream)) is not None and c.state in ("running", "failed")
-            for table in other.tables
+            for stream, names in places.items()
+            if (c := cursors.get(stream)) is not None and c.state in ("running", "failed")
+            for table in names
         }
         await self._source.mirror.end_loading(connection, unfinished)
 
@@ -428,6 +434,7 @@ class Relist:
         async with self._source.pool.acquire() as connection:
             cursors = await load_checkpoints(connection, schema)
             fresh = await load_freshness(connection, schema)
+        self._is_ready = READY in cursors and cursors[READY].state == "done"
         for cursor in cursors.values():
             if cursor.stream.startswith(SCAN_OF):
                 continue

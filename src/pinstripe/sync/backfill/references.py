@@ -36,7 +36,7 @@ from pinstripe.mirror.upsert import key_text
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, REFERENCES, Source
 from pinstripe.store.confirmations import key_hash, of_keys
-from pinstripe.store.cursors import Checkpoint, ended_by
+from pinstripe.store.cursors import READY, Checkpoint, ended_by
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
 from pinstripe.store.refetch import (
@@ -339,6 +339,17 @@ class References:
         self.result.missing[target] += 1
         async with self._source.transaction() as connection:
             await note_missing(connection, self._schema, target, key, reason)
+
+
+async def end_first_copy(source: Source) -> bool:
+    """Fetch what rows refer to of a list that was read after the backfill; return whether it was the last
+    one that the first copy lacked. Then the copy is complete, and noted as ready.
+    """
+    loading = source.mirror.loading
+    await References(source, source.pool, lambda table: table not in loading).run()
+    if not loading:
+        await source.save([Checkpoint(READY, "done", as_of=source.now())])
+    return not loading
 
 
 async def _first(_: object) -> bool:
