@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 from tests.flows.harness.account import Copy, open_copy
-from tests.flows.harness.scripted_stripe import ScriptedStripe, scripted_stripe
+from tests.flows.harness.scripted_stripe import ScriptedStripe, error, scripted_stripe
 
 from pinstripe.catalog.tables import tables
 from pinstripe.source.source import Source
@@ -104,6 +104,21 @@ async def test_a_pass_finds_what_no_list_shows_among_rows_that_have_not_changed(
     await passed(relist, "/v1/customers")
     assert await queued(pg) == ["cus_113"]
     assert await pg.fetchval("SELECT name FROM stripe.customer WHERE id = 'cus_108'") == "Grace"
+
+
+async def test_a_pass_that_does_not_come_to_its_end_says_nothing_of_any_row(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """Where the account has not enabled a product any more, a GET of what belongs to it is a plain 404."""
+    relist = await copied(copy, pg)
+    refused = error(400, "Your account is not set up to use Customers.")
+    gone = error(404, "No such object", "resource_missing")
+    stripe.hooks.append(lambda path, _: refused if path == "/v1/customers" else None)
+    stripe.hooks.append(lambda path, _: gone if path.startswith("/v1/customers/") else None)
+    await passed(relist, "/v1/customers")
+    await RefetchWorker(copy.source).drain()
+    assert not await pg.fetchval("SELECT count(*) FROM stripe.customer WHERE deleted")
+    assert [f for f in await load_freshness(pg, "stripe") if f.how == "pass"] == []
 
 
 async def test_members_that_have_not_changed_are_not_taken_for_gone(

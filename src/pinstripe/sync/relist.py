@@ -6,11 +6,9 @@
                    that are no longer listed
     scan           the same for lists by parent, parent after parent (`scan`)
 
-Each newest page is a task of its own and keeps its pace, whatever the others read.
-
-Intervals stretch with the read quota; a full
-refresh is made once a month in any case. Rows that it does not find are fetched, and flagged if Stripe does
-not have them.
+Each newest page is a task of its own and keeps its pace, whatever the others read. Intervals stretch with
+the read quota; a full refresh is made once a month in any case. Rows that one which came to its end does
+not find are fetched, and flagged if Stripe does not have them.
 
 It also resumes what the backfill left: a list that failed is retried for ever, after pauses that grow to a
 day; one that Stripe refuses is requested again once a day. Both have a row in `pinstripe.cursor` with the
@@ -543,17 +541,19 @@ class Relist:
         finally:
             self.refreshing = ""
         for work in works:
-            final = work.final()
-            self._cost[work.endpoint.stream] = max(float(final.requests), 1.0)
-            if final.state in ("done", "refused"):
-                self._shown_at[work.endpoint.stream] = began
-            if final.state != "done":
-                await self._source.save([self._stop(final, is_refused=final.state == "refused")])
-        for table in {table for e in endpoints for table in e.tables}:
-            if table in self._source.wanted:
-                await self._check_missing(table)
+            final, stream = work.final(), work.endpoint.stream
+            self._cost[stream] = max(float(final.requests), 1.0)
+            if final.state == "done":
+                self._shown_at[stream] = began
+                continue
+            # Its rows are not gone, though a GET says so where a product is not enabled any more.
+            self._shown_at.pop(stream, None)
+            await self._source.save([self._stop(final, is_refused=final.state == "refused")])
+        read = [work.endpoint for work in works if work.state == "done"]
+        for table in {table for e in read for table in source.tables_of(e)}:
+            await self._check_missing(table)
         self._passing = None
-        for endpoint in endpoints:
+        for endpoint in read:
             await self._note(endpoint, "pass", began)
         return {work.endpoint.stream: work.rows for work in works}
 
