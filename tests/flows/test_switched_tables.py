@@ -40,15 +40,24 @@ class Runs:
     database: str
     pg: asyncpg.Connection
 
-    async def run(self, names: Collection[str] = ALL) -> None:
-        """A run that syncs these tables."""
+    @asynccontextmanager
+    async def _opened(self, names: Collection[str]) -> AsyncIterator[Backfill]:
         chosen = {name: tables()[name] for name in names}
         await make_schema(self.database, chosen=chosen)
         async with open_account(
             self.stripe.url, self.stripe.key, self.database, chosen=chosen
         ) as copy:
-            outcome = await Backfill(copy.source, copy.pool, copy.budget, now=time.time()).run()
-            assert outcome.complete
+            yield Backfill(copy.source, copy.pool, copy.budget, now=time.time())
+
+    async def run(self, names: Collection[str] = ALL) -> None:
+        """A run that syncs these tables."""
+        async with self._opened(names) as backfill:
+            assert (await backfill.run()).complete
+
+    async def begin(self) -> None:
+        """A run that is killed before it has read a list."""
+        async with self._opened(ALL) as backfill:
+            await backfill.prepare()
 
     async def run_a_while_ago(self, names: Collection[str] = ALL) -> None:
         await self.run(names)
@@ -112,16 +121,35 @@ async def test_the_event_log_is_read_again_without_losing_how_far_events_are_app
         assert await it.pg.fetchval("SELECT count(*) FROM stripe.event") == 2
 
 
+LACKS = (
+    "The provided key lacks a permission. Enabling \"Customers Read\" ('customer_read') "
+    "permissions on this key would allow this request to continue."
+)
+
+
+def refused(_: Params) -> Answer:
+    return error(403, LACKS)
+
+
+async def test_what_changed_while_a_key_might_not_read_events_is_found_once_it_may(
+    database: str,
+) -> None:
+    """Though the first run of which that is true is killed."""
+    async with runs(database) as it:
+        await it.run_a_while_ago()
+        it.rename("two")  # And the other customer is deleted.
+        it.stripe.answers["/v1/events"] = refused
+        await it.run()
+        assert await it.name() == "one"
+        del it.stripe.answers["/v1/events"]
+        await it.begin()
+        await it.run()
+        assert await it.name() == "two"
+        assert await it.pg.fetchval("SELECT deleted FROM stripe.customer WHERE id = 'cus_2'")
+
+
 async def test_what_a_key_might_not_fetch_for_an_event_is_read_once_it_may(database: str) -> None:
     """The event is of another version, so its object has to be fetched."""
-    lacks = (
-        "The provided key lacks a permission. Enabling \"Customers Read\" ('customer_read') "
-        "permissions on this key would allow this request to continue."
-    )
-
-    def refused(_: Params) -> Answer:
-        return error(403, lacks)
-
     async with runs(database) as it:
         await it.run_a_while_ago()
         it.rename("two", api_version="2019-12-03")

@@ -10,7 +10,8 @@ copy applies the events since the last one, and lists again only what has no eve
 One that was read to its end is left alone if events report its changes. If they do not, `relist` reads it
 in a process that follows; a single run reads it again: only its young part, if its objects no longer change
 with age. Lists by parent are read where a row shows a sign (`signs_of`), or under all parents if the run is
-deep. If the event log no longer reaches back to the last run, everything is listed again (a full resync).
+deep. If the event log no longer reaches back to the last run, or the key might not read it then, everything
+is listed again (a full resync).
 """
 
 from __future__ import annotations
@@ -422,16 +423,15 @@ class BackfillPlanner:
         since, note = self._now, ""
         if last is not None and last.as_of is not None:
             since = int(last.as_of)
-            if self._now - since > REACH_S:
-                saved, since = await self._begin_resync(), self._now
+        if self._now - since > REACH_S or (last is not None and last.state == "refused"):
+            saved, since = await self._begin_resync(), self._now
         resync = saved.get(_FULL_RESYNC)
         resync_since = resync.as_of if resync is not None and resync.state == "running" else None
         if resync_since is not None:
-            note = "The last run is too long ago for the event log: everything is listed anew."
+            note = "The last run is too long ago for the event log, or might not read it: "
+            note += "everything is listed anew."
             _log.warning("resume.anew", since=resync_since)
         complete = all(_is_done(saved.get(e.stream)) for e in endpoints)
-        if complete and last is not None and last.state == "refused":
-            saved = {}  # Nothing reports what changed since.
         is_ready = _is_done(saved.get(READY))
         self._is_relisted = followed and is_ready
         works = self._works(endpoints, saved, complete=complete)
