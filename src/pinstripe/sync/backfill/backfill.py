@@ -506,14 +506,19 @@ class BackfillPlanner:
         return self.read(endpoint, created_since(done, table, since, ceiling=self._now))
 
     async def _without_gaps(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-        """Forget the lists around nested lists that could not be read before and can now."""
+        """Forget the lists around nested lists that could not be read before and can now, in one commit
+        with the gaps: a run that is killed before it reads them leaves them to the next.
+        """
         closed = await closed_gaps(self._source.stripe, saved.values(), priority=BACKFILL)
         if not closed:
             return saved
         opened = [replace(saved[stream], state="done", position={}) for stream in closed]
-        await self._source.save(opened)
         around = set(closed.values())
-        return {s: c for s, c in saved.items() if s not in closed and c.table not in around}
+        lists = [s for s, c in saved.items() if c.table in around and not s.startswith(SCAN_OF)]
+        async with self._source.transaction() as connection:
+            await save_checkpoints(connection, self._source.mirror.schema, opened)
+            await drop_checkpoints(connection, self._source.mirror.schema, lists)
+        return {s: c for s, c in saved.items() if s not in closed and s not in lists}
 
     def _works(
         self, endpoints: Sequence[ListEndpoint], saved: Mapping[str, Checkpoint], *, complete: bool
