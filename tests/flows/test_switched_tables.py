@@ -121,6 +121,24 @@ async def test_the_event_log_is_read_again_without_losing_how_far_events_are_app
         assert await it.pg.fetchval("SELECT count(*) FROM stripe.event") == 2
 
 
+async def test_a_second_run_finds_what_has_no_events_edited_and_deleted_however_old_it_is(
+    database: str,
+) -> None:
+    names = ("event", "shipping_rate", "terminal_location")
+    rate = {"id": "shr_1", "object": "shipping_rate", "created": 1, "active": True}
+    places = [{"id": f"tml_{n}", "object": "terminal.location"} for n in (1, 2)]
+    async with runs(database) as it:
+        it.stripe.lists["/v1/shipping_rates"] = [rate]
+        it.stripe.lists["/v1/terminal/locations"] = places
+        await it.run_a_while_ago(names)
+        it.stripe.lists["/v1/shipping_rates"] = [{**rate, "active": False}]
+        it.stripe.lists["/v1/terminal/locations"] = places[:1]
+        await it.run(names)
+        assert await it.pg.fetchval("SELECT active FROM stripe.shipping_rate") is False
+        deleted = "SELECT array_agg(id) FROM stripe.terminal_location WHERE deleted"
+        assert await it.pg.fetchval(deleted) == ["tml_2"]
+
+
 LACKS = (
     "The provided key lacks a permission. Enabling \"Customers Read\" ('customer_read') "
     "permissions on this key would allow this request to continue."

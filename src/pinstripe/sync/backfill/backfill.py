@@ -358,8 +358,9 @@ class Backfill:
 _SOON_S = 600
 """A list that was read within this time is not read again by a run that resumes."""
 _SETTLED_S = 31 * 86400
-"""Objects without events change no more after this: a balance transaction becomes available within a
-month at the latest (https://docs.stripe.com/payouts)."""
+_SETTLING = frozenset({"/v1/balance_transactions", "/v1/forwarding/requests"})
+"""Lists without events whose objects stay, and change no more after this: a balance transaction becomes
+available within a month at the latest (https://docs.stripe.com/payouts)."""
 
 
 _FULL_RESYNC = "anew"
@@ -371,7 +372,7 @@ class BackfillPlan:
     """What a run reads. Events count from the second `since`; `note` is for the progress display.
 
     `resync_since`: when a full resync began; None if events report what changed. `lost`: tables whose lists
-    are read again because rows may lack, or lack events.
+    are read again because rows may lack, or lack events: what they do not show is fetched.
     """
 
     works: Sequence[ListReader]
@@ -403,7 +404,7 @@ class BackfillPlanner:
         self._account_created = account_created
         self._is_complete = None if deep else is_complete
         self._is_relisted = False
-        self._lost: Collection[str] = ()
+        self._lost: set[str] = set()
 
     async def plan(self, *, followed: bool) -> BackfillPlan:
         """Return the plan. If events count from now on, that is saved before any list is read.
@@ -543,11 +544,14 @@ class BackfillPlanner:
         if cursor is not None and endpoint.parent in with_events():
             return self.read(endpoint, cursor if self._is_enough(cursor, saved) else None)
         if cursor is not None and self._is_to_be_read_again(endpoint, cursor, complete=complete):
-            if endpoint.created and not endpoint.parent and cursor.as_of is not None:
-                table = self._source.tables_of(endpoint)[0]
-                oldest = self._source.since.get(table, 0)
+            if endpoint.parent:
+                return self.read(endpoint, deep=is_whole(cursor))  # Under no fewer than before.
+            names = self._source.tables_of(endpoint)
+            if endpoint.path in _SETTLING and cursor.as_of is not None:
+                oldest = self._source.since.get(names[0], 0)
                 return self.tail(endpoint, cursor, max(int(cursor.as_of) - _SETTLED_S, oldest))
-            return self.read(endpoint, deep=is_whole(cursor))  # Under no fewer parents than before.
+            self._lost.update(names)  # Rows that it does not show any more.
+            return self.read(endpoint)
         return self.read(endpoint, cursor)
 
     def _is_enough(self, cursor: Checkpoint, saved: Mapping[str, Checkpoint]) -> bool:
