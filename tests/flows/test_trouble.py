@@ -452,6 +452,21 @@ async def test_one_odd_event_stops_no_other(
     assert len(stripe.asked) == asked + 1
 
 
+async def test_an_object_with_an_empty_id_is_no_row_and_nobody_asks_for_it(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    stripe.lists["/v1/customers"] = [customer(2), {**customer(1), "id": ""}]
+    assert (await backfill(copy, "customer")).complete
+    assert await pg.fetchval("SELECT array_agg(id) FROM stripe.customer") == ["cus_2"]
+    why = {"type": "card_error", "payment_method": {"id": "", "object": "payment_method"}}
+    failed = {"id": "pi_1", "object": "payment_intent", "last_payment_error": why}
+    stripe.event("payment_intent.payment_failed", failed)
+    refetches = RefetchWorker(copy.source)
+    await EventPoller(copy.source, refetches, since=time.time() - 60).poll()
+    assert await pg.fetchval("SELECT count(*) FROM stripe.payment_intent") == 1
+    await refetches.work_off()
+
+
 async def test_bytes_that_are_not_utf_8_become_stand_ins(
     stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:

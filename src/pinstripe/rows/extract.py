@@ -385,9 +385,11 @@ def _address(value: Value, key: str) -> str:
 
 
 def key_of(name: str, obj: StripeObject) -> str | None:
-    """The primary key of an object; None where it has none (a line item in an event payload)."""
+    """The primary key of an object; None where it has none (a line item in an event payload), or an empty
+    one, by which nobody can ask for it.
+    """
     key = obj.get("id")
-    if isinstance(key, str):
+    if isinstance(key, str) and key:
         return key
     if name in SINGLETONS:
         owner = SINGLETONS[name]
