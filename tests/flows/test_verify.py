@@ -141,7 +141,9 @@ async def test_what_was_done_to_rows_behind_our_back_is_found_exactly_and_repair
         invoices = await ids(pg, "invoice", 1)
         customers = await ids(pg, "customer", 1, "deleted IS NOT TRUE")
         attempts = await ids(pg, "setup_attempt", 1)
+        renewed = await ids(pg, "subscription", 1, "current_period_end IS NOT NULL")
         wanted = {
+            ("subscription", renewed[0]): "stale",
             **{("charge", key): "missing" for key in charges},
             ("setup_attempt", attempts[0]): "missing",
             ("line_item", lines[0]): "missing",
@@ -163,6 +165,9 @@ async def test_what_was_done_to_rows_behind_our_back_is_found_exactly_and_repair
             invoices[0],
         )
         await pg.execute("UPDATE stripe.customer SET deleted = true WHERE id = $1", customers[0])
+        # It stands in the subscription's items, and other rows give it to this one.
+        unlink = "UPDATE stripe.subscription SET current_period_end = now() WHERE id = $1"
+        await pg.execute(unlink, renewed[0])
         await pg.execute(
             "INSERT INTO stripe.line_item (id, invoice_id, _as_of, _as_of_latest, _synced_at)"
             f" SELECT 'il_invented', invoice_id, {LONG_AGO}, {LONG_AGO}, now()"

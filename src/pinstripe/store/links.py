@@ -177,8 +177,7 @@ async def link_all(
 
 def _usable(table: Table, known: Known) -> tuple[Column, ...]:
     """The linked columns that something gives a value: a deciding table that is synced, or `was`."""
-    linked = linked_columns(table)
-    return tuple(c for c in linked if c.moved and (c.moved.was or _synced(c, known)))
+    return tuple(c for c in linked_columns(table) if link_of("", c, known))
 
 
 def _rows(column: Column) -> tuple[Rows, ...]:
@@ -245,6 +244,12 @@ def _change(column: Column) -> str:
     name, was = f"v.{quote(column.name)}", f"v.{quote('was ' + column.name)}"
     pair = f"jsonb_build_object({literal(column.name)}, jsonb_build_array({was}, {name}))"
     return f"CASE WHEN {was} IS DISTINCT FROM {name} THEN {pair} ELSE '{{}}' END"
+
+
+def link_of(schema: str, column: Column, known: Known) -> str | None:
+    """What a linked column of the row `t` has to hold, as SQL; None where nothing gives it a value."""
+    usable = column.moved is not None and (column.moved.was or _synced(column, known))
+    return _value(schema, column, known) if usable else None
 
 
 def linked_value(schema: str, column: Column, known: Known) -> str | None:

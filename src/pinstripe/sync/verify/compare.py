@@ -45,7 +45,7 @@ from pinstripe.mirror.writer import StageTables
 from pinstripe.rows.extract import Row, RowKey
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import literal, qualified, quote
-from pinstripe.store.links import linked_value
+from pinstripe.store.links import link_of, linked_value
 from pinstripe.store.pool import translated
 from pinstripe.store.session import account_of
 
@@ -225,11 +225,14 @@ def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[st
 
     Returns (key, the row's `_synced_at`, always, on_request, is_partial, undeleted): the names of differing
     columns, those that Stripe always returns and those on request; whether the row is partial; whether it
-    is flagged deleted and the object is not. `known`: the tables of which the rows
-    are linked (`store.links`).
+    is flagged deleted and the object is not. `known`: the tables of which the rows are linked
+    (`store.links`): what other rows give is compared with these.
     """
+    links = {c: link_of(schema, c, known) for c in table.linked if table.name in known}
 
     def value(column: Column) -> str:
+        if link := links.get(column):
+            return link
         if column.moved is None or not column.moved.rows:
             return from_stage(column)
         by_rows = linked_value(schema, column, known) if table.name in known else None
@@ -237,11 +240,12 @@ def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[st
 
     columns = [c for c in map(table.column, shape) if c.name not in table.key]
     columns = [c for c in columns if (table.name, c.name) not in FLEETING]
+    extra = f"t._extra IS DISTINCT FROM {extra_after(columns)}"
+    columns += [c for c, link in links.items() if link]
     always = [c for c in columns if not c.on_request]
     on_request = [c for c in columns if c.on_request]
     key = quote(table.key[0])
     undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if table.deletable else "false"
-    extra = f"t._extra IS DISTINCT FROM {extra_after(columns)}"
     same = f" OR NOT {same_values(columns, value)}" if columns else ""
     left = [f"t.{quote(c.name)} IS NOT NULL" for c in unsaid(table, shape)]
     stale = f"(t._api_version <> $2::text AND ({' OR '.join(left) or 'false'}))"

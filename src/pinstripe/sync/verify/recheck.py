@@ -60,6 +60,7 @@ from pinstripe.source.resolve import mark_deleted
 from pinstripe.source.source import BACKFILL, LIVE, Source
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
 from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.links import link_all
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import load_waiting
 from pinstripe.sync.backfill.child_lists import open_list
@@ -474,7 +475,17 @@ class Repairs:
         singly = [d for d in wrong if d.table not in many or d.kind == "extra"]
         await for_each(singly, self._mend, limit=_REPAIRING)
         await self._source.mirror.conflicts.wait_resolved()
+        await self._link(wrong)
         await self._look_after(reports, wrong, many)
+
+    async def _link(self, wrong: Sequence[Difference]) -> None:
+        """Give columns their values that rows of other tables have: the objects say nothing of them."""
+        mirror = self._source.mirror
+        linked = {name: {c.name for c in table.linked} for name, table in mirror.tables.items()}
+        changed = {d.table for d in wrong if not linked[d.table].isdisjoint(d.columns)}
+        if changed:
+            async with self._source.transaction() as connection:
+                await link_all(connection, mirror.schema, mirror.tables, changed)
 
     async def _mend(self, found: Difference) -> None:
         path, source = path_to(found), self._source
