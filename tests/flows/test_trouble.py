@@ -452,6 +452,29 @@ async def test_one_odd_event_stops_no_other(
     assert len(stripe.asked) == asked + 1
 
 
+async def test_a_capability_is_a_row_of_each_account_that_has_one_of_its_name(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    keys = ("acct_1Mine", "acct_1Theirs")
+    stripe.lists["/v1/accounts"] = [{"id": key, "object": "account"} for key in keys]
+    for key in keys:
+        had = {"id": "transfers", "object": "capability", "account": key, "status": "active"}
+        stripe.lists[f"/v1/accounts/{key}/capabilities"] = [had]
+    assert (await backfill(copy, "account", "capability")).complete
+    rows = await pg.fetch("SELECT id, account_id FROM stripe.capability ORDER BY 1")
+    assert [tuple(row) for row in rows] == [(f"{key}/transfers", key) for key in keys]
+    lost = {**had, "status": "inactive"}
+    stripe.lists["/v1/accounts/acct_1Theirs/capabilities"] = [lost]
+    stripe.event("capability.updated", lost, api_version="2019-12-03")
+    refetches = RefetchWorker(copy.source)
+    await EventPoller(copy.source, refetches, since=time.time() - 60).poll()
+    await refetches.work_off()
+    await copy.mirror.conflicts.wait_resolved()
+    assert "/v1/accounts/acct_1Theirs/capabilities/transfers" in stripe.paths()
+    states = await pg.fetch("SELECT status FROM stripe.capability ORDER BY id")
+    assert [row[0] for row in states] == ["active", "inactive"]
+
+
 async def test_an_object_with_an_empty_id_is_no_row_and_nobody_asks_for_it(
     stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:

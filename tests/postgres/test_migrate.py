@@ -110,6 +110,25 @@ async def _insert(pg: asyncpg.Connection, table: str, key: str, extra: str | Non
     )
 
 
+async def test_names_that_each_account_has_get_the_account_before_them_and_are_listed_again(
+    pg: asyncpg.Connection,
+) -> None:
+    catalog = {"capability": tables()["capability"]}
+    await to(pg, catalog)
+    for key, account in (("transfers", "acct_1A"), ("acct_1B/transfers", "acct_1B")):
+        await _insert(pg, "capability", key, None)
+        await pg.execute("UPDATE s.capability SET account_id = $2 WHERE id = $1", key, account)
+    done = Checkpoint(
+        "/v1/accounts/{account}/capabilities by account", "done", {"table": "capability"}
+    )
+    await save_checkpoints(pg, "s", [done])
+    for _ in range(2):
+        await to(pg, catalog)
+        ids = [row[0] for row in await pg.fetch("SELECT id FROM s.capability ORDER BY 1")]
+        assert ids == ["acct_1A/transfers", "acct_1B/transfers"]
+        assert await load_checkpoints(pg, "s") == {}
+
+
 async def test_new_columns_are_filled_from_what_waited_for_them(pg: asyncpg.Connection) -> None:
     await to(pg, older())
     await _insert(

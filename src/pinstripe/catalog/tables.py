@@ -81,6 +81,11 @@ NOT_EXPANDED = frozenset(
 # Objects without an id, one per account (or customer), that have a table nevertheless.
 SINGLETONS = {"balance": "", "balance_settings": "", "tax.settings": "", "cash_balance": "customer"}
 
+NAMED_UNDER = {"capability": "account"}
+"""Objects whose id is a name that each parent has: every account has its `card_payments`
+(https://docs.stripe.com/api/capabilities/object). Type -> the field with the parent, whose id the row's has
+before that name: `acct_1/card_payments`."""
+
 LOGS = frozenset({"event", "v2_core_event"})
 """Tables whose rows hold copies of other objects."""
 

@@ -22,7 +22,14 @@ import msgspec
 from pinstripe.catalog.embedded import EmbeddedPlace, places_in
 from pinstripe.catalog.model import ObjectType, object_types
 from pinstripe.catalog.relations import source_type
-from pinstripe.catalog.tables import PAYOUT_LINES, SINGLETONS, Table, table_of_object, tables
+from pinstripe.catalog.tables import (
+    NAMED_UNDER,
+    PAYOUT_LINES,
+    SINGLETONS,
+    Table,
+    table_of_object,
+    tables,
+)
 from pinstripe.client.response import StripeObject
 from pinstripe.rows.converters import Value
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
@@ -390,9 +397,17 @@ def key_of(name: str, obj: StripeObject) -> str | None:
     """
     key = obj.get("id")
     if isinstance(key, str) and key:
-        return key
+        return key if name not in NAMED_UNDER else _named_under(obj.get(NAMED_UNDER[name]), key)
     if name in SINGLETONS:
         owner = SINGLETONS[name]
         named = obj.get(owner) if owner else name
         return named if isinstance(named, str) else None
     return None
+
+
+def _named_under(parent: Value, key: str) -> str:
+    """The id of the parent and a name. An id that Stripe has made up has letters of both cases, and no
+    other object has it.
+    """
+    owner = parent.get("id") if type(parent) is dict else parent
+    return f"{owner}/{key}" if type(owner) is str and key == key.lower() else key

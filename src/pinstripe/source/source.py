@@ -42,7 +42,7 @@ from pinstripe.catalog.endpoints import (
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parent_of as listed_under
 from pinstripe.catalog.relations import parent_parameter
-from pinstripe.catalog.tables import Table, tables
+from pinstripe.catalog.tables import NAMED_UNDER, Table, tables
 from pinstripe.client.client import StripeClient, iter_pages, list_at, list_of, quote_id, split_url
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import (
@@ -476,7 +476,8 @@ class Source:
     async def get_object(
         self, where: RetrieveEndpoint, key: str, parent: str, priority: int
     ) -> Response:
-        names = iter([parent, key] if where.parent_parameter else [key])
+        own = key.rpartition("/")[2] if where.object_type in NAMED_UNDER else key
+        names = iter([parent, own] if where.parent_parameter else [own])
         path = re.sub(r"{\w+}", lambda _: quote_id(next(names)), where.path)
         params = [("expand[]", item) for item in where.expand]
         response = await self.stripe.get(path, params, endpoint=where.name, priority=priority)

@@ -18,6 +18,7 @@ from tests.flows.harness.web import answering
 
 from pinstripe.catalog.model import Operation, object_types, spec
 from pinstripe.catalog.tables import table_of_object
+from pinstripe.rows.extract import key_of
 
 Json = dict[str, Any]
 ACCOUNT = "acct_1"
@@ -125,14 +126,14 @@ def answer_of(operation: Operation) -> Json:
 
 
 def objects_in(value: object) -> Iterator[tuple[str, str]]:
-    """(object name, id) of every object in an answer that has a table."""
+    """(object name, key of its row) of every object in an answer that has a table."""
     if isinstance(value, list):
         for item in value:
             yield from objects_in(item)
     elif isinstance(value, dict):
-        name, key = value.get("object"), value.get("id", value.get("customer"))
-        if name in table_of_object() and isinstance(key, str):
-            yield str(name), key
+        name = str(value.get("object"))
+        if name in table_of_object() and (key := key_of(name, value)) is not None:
+            yield name, key
         for item in value.values():
             yield from objects_in(item)
 

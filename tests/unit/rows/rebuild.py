@@ -18,7 +18,7 @@ from typing import Any
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import embedded_lists
 from pinstripe.catalog.secrets import SECRET_NAMES, SECRET_PLACES
-from pinstripe.catalog.tables import Column, Table, table_of_object, tables
+from pinstripe.catalog.tables import NAMED_UNDER, Column, Table, table_of_object, tables
 from pinstripe.rows.extract import Extractor, Row, RowSet
 from pinstripe.rows.layout import TAIL
 
@@ -55,6 +55,8 @@ class Replica:
                     _put(built, column.path, value)
         for name, entries in self._lists(table, key, like):
             _put(built, name, entries)
+        if table.object_type in NAMED_UNDER:
+            built["id"] = key.rpartition("/")[2]
         return _over(built, kept.extra)
 
     def _value(self, table: Table, column: Column, kept: Kept, like: Json) -> Json:

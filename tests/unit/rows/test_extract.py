@@ -54,6 +54,14 @@ def test_a_deleted_stub_is_flagged_and_speaks_of_nothing_else() -> None:
     assert set(shape(found, "customer", "cus_1")) == {"id", "object", "deleted"}
 
 
+def test_a_name_that_each_account_has_is_a_row_of_each() -> None:
+    found = RowSet()
+    for account in ("acct_1A", {"id": "acct_1B", "object": "account"}):
+        EXTRACTOR.object({"id": "transfers", "object": "capability", "account": account}, found)
+    assert set(found.rows["capability"]) == {"acct_1A/transfers", "acct_1B/transfers"}
+    assert value(found, "capability", "acct_1B/transfers", "account_id") == "acct_1B"
+
+
 def test_an_object_without_deleted_is_not_deleted() -> None:
     found = extract({"id": "cus_1", "object": "customer"})
     assert value(found, "customer", "cus_1", "deleted") is False

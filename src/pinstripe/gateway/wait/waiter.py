@@ -40,7 +40,7 @@ from pinstripe.concurrency import Coalescer, cancel
 from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable, Unwritable
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.rows.event import created_of, payload
-from pinstripe.rows.extract import RowKey
+from pinstripe.rows.extract import RowKey, key_of
 from pinstripe.source.resolve import refetch_row
 from pinstripe.source.source import LIVE
 from pinstripe.store.events import (
@@ -321,9 +321,9 @@ async def fetch_event(sync: OpenSync, event_id: str) -> EventObject:
     sync.source.observe_clock(response)
     event = read_object(response, path)
     event_object = payload(event)
-    key = event_object.get("id")
-    table = table_of_object().get(str(event_object.get("object")), "")
-    is_known = isinstance(key, str) and table in sync.source.wanted
+    name = str(event_object.get("object"))
+    key, table = key_of(name, event_object), table_of_object().get(name, "")
+    is_known = key is not None and table in sync.source.wanted
     if not is_known or retrieve_endpoint(table) is None:
         table = ""
     return EventObject(float(created_of(event)), table, str(key))
