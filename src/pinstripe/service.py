@@ -59,7 +59,7 @@ from pinstripe.store.session import account_of
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import PollIntervals
-from pinstripe.sync.follower import Follower, erase_deleted, verify_on_schedule
+from pinstripe.sync.follower import Follower, erase_deleted, trim_once, verify_on_schedule
 from pinstripe.sync.heartbeat import HeartbeatWriter
 from pinstripe.sync.read_quota import ReadQuota
 
@@ -100,7 +100,14 @@ class Service:
         """
         outcome = await self.backfill.run(followed=followed, on_ready=on_ready)
         await note_backfilled(self.source, outcome)
+        if not followed:
+            await trim_once(self.source, self._retention, window_s=self.config.event_window)
         return outcome
+
+    @property
+    def _retention(self) -> Retention:
+        events = timedelta(days=self.config.event_days) if self.config.event_days else None
+        return Retention(timedelta(days=self.config.change_days), events)
 
     async def follow(self) -> Follower:
         """Returns the follower, not running yet. Its events begin before the first list is read."""
@@ -122,10 +129,7 @@ class Service:
                 poll_s=self.config.poll_interval,
                 hold=self.config.hold_poll_rate,
             ),
-            retention=Retention(
-                timedelta(days=self.config.change_days),
-                timedelta(days=self.config.event_days) if self.config.event_days else None,
-            ),
+            retention=self._retention,
         )
         follower.besides.append(
             partial(

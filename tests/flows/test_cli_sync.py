@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -69,6 +70,41 @@ async def test_a_second_run_changes_nothing_and_is_complete_too(
     assert [r[0] for r in await pg.fetch("SELECT id FROM stripe.charge ORDER BY id")] == [
         r[0] for r in rows
     ]
+
+
+OLD = {
+    "applied_event": ("created", "(schema, id, created) VALUES ('stripe', 'evt_1', $1)"),
+    "change": (
+        "at",
+        '(schema, "table", id, kind, changes, at)'
+        " VALUES ('stripe', 'charge', 'ch_1', 'update', '{}', $1)",
+    ),
+    "confirmation": (
+        "as_of_latest",
+        "(schema, \"table\", as_of, as_of_latest, keys) VALUES ('stripe', 'charge', $1, $1, '{1}')",
+    ),
+    "member_set": (
+        "noted_at",
+        "(schema, child, parent_id, as_of, as_of_latest, noted_at)"
+        " VALUES ('stripe', 'refund', 'ch_1', $1, $1, $1)",
+    ),
+}
+"""Table of the bookkeeping -> (the column with the time, a row of that time)."""
+
+
+async def test_single_runs_leave_nothing_that_is_too_old_for_any_use(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=2)
+    async with running(Settings(scale=100, keys=(SECRET,))) as sim:
+        env = {**env_of(sim, database), "PINSTRIPE_CHANGE_DAYS": "1"}
+        await pinstripe("sync", "--once", env=env)
+        for table, (_, row) in OLD.items():
+            await pg.execute(f"INSERT INTO pinstripe.{table} {row}", long_ago)
+        assert (await pinstripe("sync", "--once", env=env)).code == 0
+    for table, (moment, _) in OLD.items():
+        old = f"SELECT count(*) FROM pinstripe.{table} WHERE {moment} <= $1"
+        assert await pg.fetchval(old, long_ago) == 0, table
 
 
 async def test_what_a_restricted_key_may_not_read_is_reported_table_by_table(

@@ -18,8 +18,10 @@ import structlog
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
 from pinstripe.source.source import Source
+from pinstripe.store import confirmations
 from pinstripe.store.daily_counts import load_read_use
 from pinstripe.store.erasures import erase, schedule_deleted
+from pinstripe.store.events import forget_applied
 from pinstripe.store.retention import Retention
 from pinstripe.store.status import estimate_rows
 from pinstripe.store.verifications import next_verification, plan_verification
@@ -164,6 +166,17 @@ class Follower:
                 await asyncio.sleep(_RETRY_S)
             else:
                 return
+
+
+async def trim_once(source: Source, retention: Retention, *, window_s: float) -> None:
+    """Delete what is too old, after a run that no process follows. `window_s`: that of the events."""
+    now, schema = source.now(), source.mirror.schema
+    async with source.transaction() as connection:
+        await forget_applied(connection, schema, now - 2 * window_s)
+        await confirmations.forget(connection, schema, now=now, passes_since=now, scans_since={})
+        await confirmations.forget_sets(connection, schema, source.mirror.loading)
+    async with source.pool.acquire() as connection:
+        await retention.trim(connection, schema)
 
 
 async def erase_deleted(source: Source, *, after_days: float) -> None:
