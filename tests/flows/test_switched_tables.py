@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
 import pytest
@@ -20,6 +20,8 @@ from tests.flows.harness.scripted_stripe import (
 )
 
 from pinstripe.catalog.tables import tables
+from pinstripe.config.config import Config
+from pinstripe.service import open_service
 from pinstripe.store.pool import connect
 from pinstripe.sync.backfill.backfill import Backfill
 
@@ -119,6 +121,26 @@ async def test_the_event_log_is_read_again_without_losing_how_far_events_are_app
         await it.run()
         assert await it.name() == "two"
         assert await it.pg.fetchval("SELECT count(*) FROM stripe.event") == 2
+
+
+async def test_what_rows_refer_to_in_a_table_that_is_switched_on_is_fetched(database: str) -> None:
+    """No list has a deleted customer, and the charge that names it is not read again."""
+    gone = {"id": "cus_gone", "object": "customer", "deleted": True}
+    async with runs(database) as it:
+        charge = {"id": "ch_1", "object": "charge", "created": 1, "customer": "cus_gone"}
+        it.stripe.lists["/v1/charges"] = [charge]
+        it.stripe.answers["/v1/customers/cus_gone"] = lambda _: (200, gone)
+        config = Config(
+            api_key=it.stripe.key,
+            stripe_url=it.stripe.url,
+            database_url=database,
+            rate_limit="none",
+            endpoint_rate_limit="none",
+        )
+        for names in (("charge", "event"), ("charge", "customer", "event")):
+            async with open_service(replace(config, tables=names)) as service:
+                assert (await service.backfilled(followed=False)).complete
+        assert await it.pg.fetchval("SELECT deleted FROM stripe.customer WHERE id = 'cus_gone'")
 
 
 async def test_a_second_run_finds_what_has_no_events_edited_and_deleted_however_old_it_is(

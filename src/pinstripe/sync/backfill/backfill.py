@@ -220,8 +220,13 @@ class Backfill:
         """Plan the works; return the second from which events count."""
         plan = await self._planner.plan(followed=followed)
         self._was_ready = plan.is_ready
-        if plan.is_ready or self._source.mirror.began_empty:
+        mirror, wanted = self._source.mirror, self._source.wanted
+        if mirror.began_empty:
             self._references.skip_written()
+        elif plan.is_ready:
+            # Nobody has fetched what rows refer to in a table that is synced again, or for the first time.
+            again = {t for t in plan.lost if wanted[t].object_type in with_events()}
+            self._references.skip_written(besides=again | mirror.loading)
         self.note = plan.note
         self._set_works(plan.works)
         self._resync_since, self._lost = plan.resync_since, plan.lost

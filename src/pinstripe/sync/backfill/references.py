@@ -165,10 +165,12 @@ class References:
         self._singly = False
         """Whether Stripe refuses the list of products by their ids."""
 
-    def skip_written(self) -> None:
-        """Read only tables in which this process writes rows: the references of the others are known."""
+    def skip_written(self, *, besides: Collection[str] = ()) -> None:
+        """Read only tables in which this process writes rows: the references of the others are known, but
+        for those to the tables `besides`.
+        """
         for target in self._targets():
-            for table in self._referring(target):
+            for table in self._referring(target) if target not in besides else ():
                 self._read[target, table] = 0
         if self._source.mirror.began_empty:
             self._mentions = Mentions(self._by_target)
