@@ -14,6 +14,7 @@ from pinstripe.catalog.tables import tables
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_freshness
 from pinstripe.sync.backfill.backfill import Backfill
+from pinstripe.sync.backfill.references import queue_missing
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
 
@@ -104,6 +105,18 @@ async def test_a_pass_finds_what_no_list_shows_among_rows_that_have_not_changed(
     await passed(relist, "/v1/customers")
     assert await queued(pg) == ["cus_113"]
     assert await pg.fetchval("SELECT name FROM stripe.customer WHERE id = 'cus_108'") == "Grace"
+
+
+async def test_where_lists_leave_many_rows_out_each_pass_asks_for_others(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """Else those behind the first thousands that no list ever shows would never have their turn."""
+    await copied(copy, pg)
+    found: set[str] = set()
+    for second in range(40):
+        since = time.time() + second
+        found.update(r.id for r in await queue_missing(copy.source, ["customer"], since, most=9))
+    assert len(found) > 50
 
 
 async def test_a_pass_that_does_not_come_to_its_end_says_nothing_of_any_row(

@@ -418,7 +418,8 @@ async def queue_missing(
 ) -> list[Refetch]:
     """Queue a fetch of each row that no snapshot has shown since then; return the refetches.
 
-    `since`: Unix seconds on Stripe's clock. `most`: the oldest so many of each table.
+    `since`: Unix seconds on Stripe's clock. `most`: so many of each table, and others at another time: rows
+    that no list ever shows are found each time.
     """
     found: list[Refetch] = []
     # Stripe deletes events after 30 days; the copy keeps them.
@@ -436,7 +437,7 @@ async def queue_missing(
                 f"WHERE _as_of_latest < to_timestamp($1){alive} AND NOT EXISTS (SELECT FROM"
                 f" ({of_keys('$3', '$4', 'to_timestamp($1)')}) c"
                 f" WHERE c.key = {key_hash(key_text(known, 't'))})"
-                " ORDER BY _as_of_latest LIMIT $2",
+                f" ORDER BY hashtextextended({key_text(known, 't')}, $1::float8::bigint) LIMIT $2",
                 since,
                 most,
                 source.mirror.schema,
