@@ -18,6 +18,7 @@ from tests.flows.harness.scripted_stripe import (
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.retry import Patience
+from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.source import Source
 from pinstripe.store.refetch import Refetch, add_refetches
 from pinstripe.store.status import SchemaStatus, read_status
@@ -217,6 +218,27 @@ async def test_one_nested_list_that_cannot_be_read_is_owed_and_stops_nothing(
     own = "SELECT count(*) FROM stripe.line_item WHERE id LIKE 'il\\_60\\_%'"
     assert await pg.fetchval(own) == 12
     assert (await status(pg)).owed == []
+
+
+async def test_a_nested_list_that_is_refused_while_following_is_told_and_read_once_it_may_be(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """Of an event of another version the invoice is fetched, and with it the lines beyond ten."""
+    refused = error(403, "Having the 'rak_line_item_read' permission would allow this.")
+    stripe.lists["/v1/invoices"] = [invoice(stripe, 1)]
+    stripe.answers["/v1/invoices/in_1/lines"] = lambda _: refused
+    await remember_refusals(copy.source, leads=True)
+    stripe.event("invoice.updated", stripe.lists["/v1/invoices"][0], api_version="2019-12-03")
+    refetches = RefetchWorker(copy.source)
+    await EventPoller(copy.source, refetches, since=time.time() - 60).poll()
+    await refetches.work_off()
+    lines = "SELECT count(*) FROM stripe.line_item"
+    assert await pg.fetchval(lines) == 10
+    (told,) = [t for t in (await status(pg)).tables if t.table == "line_item"]
+    assert (told.state, told.permission) == ("refused", "rak_line_item_read")
+    del stripe.answers["/v1/invoices/in_1/lines"]
+    assert (await backfill(copy, "invoice", "line_item")).complete
+    assert await pg.fetchval(lines) == 12
 
 
 @pytest.mark.parametrize("answer", [error(500), error(400, "No."), (200, b'{"object": "list"}')])

@@ -43,6 +43,9 @@ async def remember_refusals(source: Source, *, leads: bool) -> None:
         async with source.transaction() as connection:
             await note_refusal(connection, schema, found)
 
+    async def note_gaps() -> None:
+        await source.save(checkpoints(source.unreadable_lists))
+
     async with source.pool.acquire() as connection:
         if leads:
             await drop_due_refusals(connection, schema)
@@ -52,6 +55,7 @@ async def remember_refusals(source: Source, *, leads: bool) -> None:
         RefusedExpand(r.endpoint, r.what, r.reason, r.remedy) for r in known if r.what != LIST
     )
     source.stripe.expands.on_refused = note
+    source.on_unreadable = note_gaps
 
 
 async def note_by_parent(source: Source, endpoint: str, reason: str, remedy: str) -> None:

@@ -139,8 +139,8 @@ class Source:
     """One account at Stripe and its mirror. `wanted`: the tables that are synced.
 
     `clock_ahead_s`: how far Stripe's clock is ahead of ours, by the last response. `unreadable_lists`:
-    nested lists that the key may not read. `unread`: by table, why nested lists of single objects were not
-    read; `notes_owed`: whether a refetch is noted in the database for each of them.
+    nested lists that the key may not read; `on_unreadable` notes them. `unread`: by table, why nested lists
+    of single objects were not read; `notes_owed`: whether all of these are noted in the database.
     """
 
     stripe: StripeClient
@@ -150,6 +150,7 @@ class Source:
     fence: Effect | None = None
     clock_ahead_s: float = 0.0
     unreadable_lists: UnreadableLists = field(default_factory=dict)
+    on_unreadable: Callable[[], Awaitable[None]] | None = None
     by_parent: set[str] = field(default_factory=set)
     """Names of endpoints that Stripe refuses without a parent."""
     unread: dict[str, PinstripeError] = field(default_factory=dict)
@@ -190,9 +191,7 @@ class Source:
         return time.time() + self.clock_ahead_s
 
     def is_past(self, since: float) -> bool:
-        """Whether a response to a request from now on is surely of a later moment than the event of this
-        second.
-        """
+        """Whether what is asked from now on is surely of a later moment than the event of this second."""
         margins = self.stripe.margins
         return self.now() - margins.clock_s - margins.replica_lag_s >= since + EVENT_S + 1.0
 
@@ -413,6 +412,8 @@ class Source:
             if name not in self.unreadable_lists:
                 _log.warning("nested.refused", endpoint=name, reason=error.message)
             self.unreadable_lists[name] = UnreadableList(truncated, error)
+            if self.notes_owed and self.on_unreadable is not None:
+                await self.on_unreadable()
             return 0
         except (LostLease, WrongKey):
             raise
