@@ -23,6 +23,7 @@ import structlog
 
 from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import (
+    EXPANDED_IN_LISTS,
     can_be_fetched,
     expand_of,
     has_address,
@@ -417,8 +418,11 @@ def _eventless_targets() -> frozenset[str]:
 
 
 def _references(table: Table, obj: StripeObject) -> list[tuple[str, str]]:
-    """Return (table, id) of the objects without events to which this one refers."""
-    found: list[tuple[str, str]] = []
+    """Return (table, id) of the objects without events to which this one refers, and of those that lists
+    expand in it: no event and no list has the payment method of a guest.
+    """
+    expanded = EXPANDED_IN_LISTS.get(table.object_type, ())
+    found = [(name, key) for name in expanded if isinstance(key := obj.get(name), str) and key]
     for column in table.columns:
         targets = [t for t in column.references if t in _eventless_targets()]
         if len(targets) != 1 or column.read not in ("id", "text"):

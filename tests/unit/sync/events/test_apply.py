@@ -63,6 +63,15 @@ def test_what_stripe_shows_on_request_only_is_fetched_where_the_change_can_conce
     assert {t.work_class for t in found} <= {WorkClass.RELATED}
 
 
+def test_a_payment_has_its_payment_method_fetched_unless_that_has_a_row() -> None:
+    """A guest's has no event, and no list shows it."""
+    paid = {"id": "pi_1", "object": "payment_intent", "payment_method": "pm_1"}
+    made = {**event("x", 0), "type": "payment_intent.succeeded", "data": {"object": paid}}
+    (change,) = changes([made], VERSION)
+    asked = {(t.kind, t.table, t.id) for t in related(change, tables())}
+    assert ("relate", "payment_method", "pm_1") in asked
+
+
 @pytest.mark.parametrize(("attempt", "listed"), [(None, False), ("setatt_1", True)])
 def test_the_attempts_of_a_setup_are_listed_once_there_is_one(
     attempt: str | None, listed: bool
