@@ -71,16 +71,19 @@ async def which_applied(
     return {row[0] for row in rows}
 
 
-async def is_of_old_event(connection: Connection, schema: str, request_id: str) -> bool:
-    """Return whether an event of the request was applied so long ago that its id may be forgotten; of one
-    from before the first copy, its lists have what it did.
+async def is_of_old_event(
+    connection: Connection, schema: str, request_id: str, *, old_s: float
+) -> bool:
+    """Return whether an event of the request is from more than `old_s` before what is followed, so that its
+    id may be forgotten; of one from before the first copy, its lists have what it did.
     """
     found: bool = await connection.fetchval(
         f"SELECT EXISTS (SELECT FROM {qualified(schema, 'event')} e JOIN pinstripe.cursor c"
-        " ON c.schema = $1 AND c.stream = 'events' AND e.created < c.as_of - interval '2 minutes'"
+        " ON c.schema = $1 AND c.stream = 'events' AND e.created < c.as_of - make_interval(secs => $3)"
         " WHERE e.request_id = $2)",
         schema,
         request_id,
+        old_s,
     )
     return found
 

@@ -412,7 +412,7 @@ class WaitProgress:
         if "event" not in self._sync.mirror.tables or await self.has_request(request_id):
             return False
         async with self._sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
-            return await is_of_old_event(connection, self._sync.schema, request_id)
+            return await is_of_old_event(connection, self._sync.schema, request_id, old_s=_OLD_S)
 
     async def has_event(self, event_id: str) -> bool:
         return await self._events.get(event_id)
