@@ -16,9 +16,10 @@ import os
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -145,50 +146,87 @@ async def _copy(workers: Workers, accounts: int) -> AsyncIterator[Figure]:
 async def _lag(workers: Workers, count: int, *, webhooks: bool) -> AsyncIterator[Figure]:
     """Each change is of its own account; its newest event is looked for in the rows."""
     lags: list[float] = []
-    took_s = workers.cpu_s() + workers.at.postgres_cpu_s()
     accounts: list[str] = await workers.at.simulator.control("accounts")
-    began = time.monotonic()
-    async with (
-        await open_pool(workers.database, min_size=1, max_size=16) as pool,
-        asyncio.TaskGroup() as group,
-    ):
-        for number in range(count):
-            account = accounts[number % len(accounts)]
-            group.create_task(_change(workers, pool, account, lags, webhooks=webhooks))
-            await asyncio.sleep(max(began + (number + 1) / _CHANGES_PER_S - time.monotonic(), 0.0))
+    async with _arrivals(workers.database) as arrivals:
+        took_s, began = workers.cpu_s() + workers.at.postgres_cpu_s(), time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for number in range(count):
+                account = accounts[number % len(accounts)]
+                group.create_task(_change(workers, arrivals, account, lags, webhooks=webhooks))
+                due = began + (number + 1) / _CHANGES_PER_S
+                await asyncio.sleep(max(due - time.monotonic(), 0.0))
+        took_s = workers.cpu_s() + workers.at.postgres_cpu_s() - took_s
     how = "webhooks" if webhooks else "no webhooks"
     what = f"lag, {_CHANGES_PER_S:g} changes/s, {how}, median"
     yield Figure("platform", what, median(lags), "s", 0.6 if webhooks else None)
-    took_s = workers.cpu_s() + workers.at.postgres_cpu_s() - took_s
     last = quantiles(lags, n=100)[98]
     yield Figure("platform", "99th percentile", last, "s", 2.0 if webhooks else None)
     yield Figure("platform", "CPU of workers and Postgres", took_s / count * 1000, "ms/change")
 
 
 async def _change(
-    workers: Workers, pool: Pool, account: str, lags: list[float], *, webhooks: bool
+    workers: Workers, arrivals: Arrivals, account: str, lags: list[float], *, webhooks: bool
 ) -> None:
-    async def events() -> int:
-        async with pool.acquire() as connection:
-            found: int = await connection.fetchval(_EVENTS, account)
-        return found
-
     control = workers.at.simulator.control
     there = await control("events", account=account)
-    before, began = await events(), time.monotonic()
+    before, began = (await arrivals.events([account])).get(account, 0), time.monotonic()
     await control("mutate", account=account, count=1)
     if await control("events", account=account) == there:
         return  # A change without an event: lists that are read again bring it.
     if webhooks:
-        async with pool.transaction() as connection:
+        async with arrivals.pool.transaction() as connection:
             await wake(connection, _PLATFORM, _PLATFORM, account)
     async with asyncio.timeout(600):
-        while await events() <= before:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await arrivals.more_than(account, before)
     lags.append(time.monotonic() - began)
 
 
-_EVENTS = f"SELECT count(*) FROM {_PLATFORM}.event WHERE _account_id = $1"
+@dataclass(slots=True)
+class Arrivals:
+    """How many events of accounts are rows: one query for all that are waited for.
+
+    One for each would be most of what Postgres does as soon as many are late.
+    """
+
+    pool: Pool
+    waiting: Counter[str] = field(default_factory=Counter)
+    rows: dict[str, int] = field(default_factory=dict)
+    looked: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def events(self, accounts: list[str]) -> dict[str, int]:
+        async with self.pool.acquire() as connection:
+            return dict(await connection.fetch(_EVENTS, accounts))
+
+    async def more_than(self, account: str, before: int) -> None:
+        self.waiting[account] += 1
+        async with self.looked:
+            await self.looked.wait_for(lambda: self.rows.get(account, 0) > before)
+        self.waiting[account] -= 1
+
+    async def look(self) -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            found = await self.events(list(+self.waiting))
+            async with self.looked:
+                self.rows.update(found)
+                self.looked.notify_all()
+
+
+@asynccontextmanager
+async def _arrivals(database: str) -> AsyncIterator[Arrivals]:
+    async with await open_pool(database, min_size=1, max_size=4) as pool:
+        arrivals = Arrivals(pool)
+        looks = asyncio.create_task(arrivals.look())
+        try:
+            yield arrivals
+        finally:
+            looks.cancel()
+            await asyncio.wait([looks])
+
+
+_EVENTS = (
+    f"SELECT _account_id, count(*) FROM {_PLATFORM}.event WHERE _account_id = ANY($1) GROUP BY 1"
+)
 
 
 async def _copied(workers: Workers, accounts: int) -> None:
