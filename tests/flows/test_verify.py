@@ -142,7 +142,13 @@ async def test_what_was_done_to_rows_behind_our_back_is_found_exactly_and_repair
         customers = await ids(pg, "customer", 1, "deleted IS NOT TRUE")
         attempts = await ids(pg, "setup_attempt", 1)
         renewed = await ids(pg, "subscription", 1, "current_period_end IS NOT NULL")
+        hidden = await pg.fetchval(
+            "SELECT c.id FROM stripe.customer c JOIN stripe.charge h ON h.customer_id = c.id"
+            " WHERE c.deleted ORDER BY 1 LIMIT 1"
+        )
+        assert hidden is not None, "a charge names a customer that no list shows"
         wanted = {
+            ("customer", hidden): "missing",
             ("subscription", renewed[0]): "stale",
             **{("charge", key): "missing" for key in charges},
             ("setup_attempt", attempts[0]): "missing",
@@ -157,6 +163,7 @@ async def test_what_was_done_to_rows_behind_our_back_is_found_exactly_and_repair
         await age(pg, "line_item", "invoice", "customer")
         await pg.execute("DELETE FROM stripe.charge WHERE id = ANY($1)", charges)
         await pg.execute("DELETE FROM stripe.setup_attempt WHERE id = $1", attempts[0])
+        await pg.execute("DELETE FROM stripe.customer WHERE id = $1", hidden)
         await pg.execute("DELETE FROM stripe.balance")
         await pg.execute("DELETE FROM stripe.line_item WHERE id = $1", lines[0])
         await pg.execute("UPDATE stripe.line_item SET amount = 4242 WHERE id = $1", lines[1])

@@ -190,6 +190,12 @@ class References:
                 break
         return self.result
 
+    async def lacking(self, target: str, after: str = "") -> list[str]:
+        """Return ids to which rows refer and that have no row, up to a chunk of them `after` one. Without
+        those that Stripe does not have, and those to be fetched.
+        """
+        return await self._dangling(target, self._referring(target), after)
+
     async def _round(self) -> int:
         """Fetch what is referred to now; return how many objects. Tables run concurrently: each endpoint
         has a rate of its own.

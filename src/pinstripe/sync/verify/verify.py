@@ -18,6 +18,7 @@ from datetime import datetime
 
 import structlog
 
+from pinstripe.catalog.endpoints import has_address
 from pinstripe.catalog.tables import PAYOUT_LINES
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import NotEnabled, NotPermitted
@@ -28,6 +29,7 @@ from pinstripe.store.cursors import LEFT_OUT, SOME_REFUSED, UNEXPANDED
 from pinstripe.store.ddl import qualified
 from pinstripe.store.leases import is_followed
 from pinstripe.store.verifications import Certificate, digest, save_certificate
+from pinstripe.sync.backfill.references import References
 from pinstripe.sync.events.reader import LATE_S, RETENTION_S
 from pinstripe.sync.verify.compare import Comparer, Difference, Report, TableReport
 from pinstripe.sync.verify.recheck import (
@@ -106,6 +108,7 @@ class Verify:
         self._apply_list_results()
         for report in self.reports.values():
             await self._unlisted(report)
+        await self._referred()
         self.phase = "second look"
         result = await self._decide(list(self._comparer.differences.values()))
         self._record(result)
@@ -198,6 +201,17 @@ class Verify:
             report.mark_partial(
                 reason or f"{report.unchecked:,} rows that no list shows were not asked for."
             )
+
+    async def _referred(self) -> None:
+        """Fetch what rows refer to and have no row: no list may show it."""
+        references = References(self._looking, self._looking.pool, lambda _: True)
+        proven = [name for name, r in self.reports.items() if r.state != "unverified"]
+        for name in filter(has_address, proven):
+            ids = await references.lacking(name)
+            while ids:
+                found = await self._rechecker.recheck([Difference(name, k, "missing") for k in ids])
+                self._comparer.differences |= {place: d for place, d in found.items() if d}
+                ids = await references.lacking(name, ids[-1])
 
     # What is wrong.
 
