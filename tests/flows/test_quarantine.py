@@ -383,6 +383,24 @@ async def test_a_table_that_was_dropped_or_emptied_is_read_again(
     assert (await status(pg)).quarantine == []
 
 
+async def test_what_no_list_shows_comes_back_into_an_emptied_table_where_a_row_refers_to_it(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    gone = {"id": "cus_gone", "object": "customer", "deleted": True}
+    stripe.answers["/v1/customers/cus_gone"] = lambda _: (200, gone)
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(10, 0, -1)]
+    charge = {"id": "ch_1", "object": "charge", "created": 1700000000, "customer": "cus_gone"}
+    stripe.lists["/v1/charges"] = [charge]
+    await backfill(copy, "customer", "charge")
+    customers = await pg.fetch("SELECT id, deleted FROM stripe.customer ORDER BY id")
+    assert ("cus_gone", True) in customers
+    relist = Relist(only(copy, "customer", "charge"), RefetchWorker(copy.source), copy.budget)
+    await pg.execute("TRUNCATE stripe.customer")
+    await relist._watch()
+    assert await pg.fetch("SELECT id, deleted FROM stripe.customer ORDER BY id") == customers
+    assert (await status(pg)).quarantine == []
+
+
 async def test_a_table_that_was_emptied_while_nobody_looked_is_read_again_at_the_start(
     stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:

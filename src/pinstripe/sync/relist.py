@@ -64,7 +64,12 @@ from pinstripe.store.quarantine import (
 )
 from pinstripe.sync.backfill.child_lists import open_list
 from pinstripe.sync.backfill.list_stream import Scheduler
-from pinstripe.sync.backfill.references import end_first_copy, queue_missing, read_singletons
+from pinstripe.sync.backfill.references import (
+    References,
+    end_first_copy,
+    queue_missing,
+    read_singletons,
+)
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
 from pinstripe.sync.refetch.worker import PAUSES_S, RefetchWorker
 from pinstripe.sync.scan import Scan
@@ -314,6 +319,8 @@ class Relist:
         listed = max((rows[e.stream] for e in endpoints if table in e.tables), default=0)
         if self._source.wanted[table].object_type in singleton_paths():
             await read_singletons(self._source)
+        # What no list shows, a deleted customer for one, comes back where rows refer to it.
+        await References(self._source, self._source.pool, lambda name: name == table).run()
         ends = [self._stopped.get(e.stream) for e in endpoints]
         if all(end is None or end.is_refused for end in ends):
             async with self._source.transaction() as connection:
