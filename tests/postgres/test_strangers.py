@@ -115,6 +115,24 @@ async def test_forged_rings_are_not_heard(database: str, stranger: asyncpg.Conne
             running.cancel()
 
 
+async def test_what_hears_ends_when_it_is_cancelled_at_the_moment_that_postgres_answers(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`asyncio.wait_for` loses the cancellation then, and a service never ends (Python 3.11)."""
+    running: asyncio.Task[None]
+
+    async def answered(*_: object) -> None:
+        asyncio.get_running_loop().call_soon(running.cancel)
+
+    monkeypatch.setattr("pinstripe.sync.events.poller.last_request", answered)
+    async with await open_pool(database, min_size=1, max_size=1) as pool:
+        listener = SyncRequestListener(pool, "stripe", complete=lambda: True)
+        running = asyncio.create_task(listener.run())
+        ended, _ = await asyncio.wait([running], timeout=2)
+        running.cancel()
+    assert ended
+
+
 async def test_a_ring_is_heard_at_once(database: str, stranger: asyncpg.Connection) -> None:
     async with await open_pool(database, min_size=1, max_size=2) as pool, connect(database) as ours:
         request_listener = SyncRequestListener(pool, "stripe", complete=lambda: True)

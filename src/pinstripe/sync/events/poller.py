@@ -561,18 +561,18 @@ class SyncRequestListener:
         self._session += 1
         self._latest = self._looked = None
         await connection.add_listener(REQUESTS, self._notified)
-        net_at = read_at = 0.0
+        read_at = -_NET_S
         while True:
             self._wake.clear()
-            if self._clock() >= net_at or self._hinted:
-                # However many NOTIFYs arrive, the row is read no more often than this.
-                await asyncio.sleep(max(read_at + _READ_SPACING_S - self._clock(), 0.0))
-                self._hinted = False
-                await asyncio.wait_for(self._net(connection), _HUNG_S)
-                read_at = self._clock()
-                net_at = read_at + _NET_S
-            await asyncio.wait_for(self._answer(connection), _HUNG_S)
-            await wait_for(self._wake, max(net_at - self._clock(), 0.0))
+            async with asyncio.timeout(_HUNG_S):
+                if self._hinted or self._clock() >= read_at + _NET_S:
+                    # However many NOTIFYs arrive, the row is read no more often than this.
+                    await asyncio.sleep(max(read_at + _READ_SPACING_S - self._clock(), 0.0))
+                    self._hinted = False
+                    await self._net(connection)
+                    read_at = self._clock()
+                await self._answer(connection)
+            await wait_for(self._wake, max(read_at + _NET_S - self._clock(), 0.0))
 
     async def _net(self, connection: Connection) -> None:
         ring = await last_request(connection, self._schema)
