@@ -400,7 +400,7 @@ async def open_database(
             facts = await check_server(connection)
         yield Database(config.database_url, None, facts.version)
         return
-    tell(f"Starting Postgres in {postgres_dir(config)}")
+    tell(f"Using Pinstripe's own Postgres in {postgres_dir(config)}")
     async with EmbeddedPostgres(postgres_dir(config)) as server, asyncio.TaskGroup() as group:
         watch = group.create_task(server.watch())
         try:
