@@ -15,6 +15,7 @@ from tests.flows.harness.histories import OLD
 from tests.flows.harness.waiting import gateway, made_customer, renamed, syncing
 
 from pinstripe.client.response import Margins
+from pinstripe.gateway.http.auth import Auth
 from pinstripe.gateway.wait.waiter import fetch_event
 from pinstripe.serving.registry import GatewaySyncSpec, SyncOpener
 from pinstripe.store.pool import connect
@@ -392,6 +393,25 @@ async def test_a_connection_that_is_gone_without_a_word_holds_no_later_wait_up(
         finally:
             os.kill(pid, signal.SIGCONT)
         assert answer.status_code == 200, answer.text
+
+
+async def test_who_waits_with_a_key_of_stripes_before_a_sync_is_open_is_told_to_come_again(
+    sim: Running, database: str
+) -> None:
+    """A 401 would say that the key is wrong, and callers give up; nobody learns which syncs there are."""
+    async with gateway(sim, database) as here:
+        here.endpoint._allows = Auth(wait_token="w" * 40).allows_wait
+        here.account.syncs.expected = frozenset({"default"})
+        key = {"Authorization": f"Bearer {sim.key}"}
+        opened = here.account.sync
+        here.account.syncs.remove("default")
+        for name in ("default", "nobodys"):
+            answer = await here.http.get(f"/wait/stripe/{name}", headers=key)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        here.account.syncs.add(opened)
+        for name in ("default", "nobodys"):
+            answer = await here.http.get(f"/wait/stripe/{name}", headers=key)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
 
 
 async def test_requests_are_heard_again_after_a_connection_is_gone_without_a_word(

@@ -149,6 +149,11 @@ class Syncs:
     def __iter__(self) -> Iterator[OpenSync]:
         return iter(list(self._by_id.values()))
 
+    @property
+    def are_open(self) -> bool:
+        """Whether all that are expected are."""
+        return self.expected <= self._by_id.keys()
+
     def add(self, sync: OpenSync) -> None:
         self._by_id[sync.id] = sync
         self._tell()

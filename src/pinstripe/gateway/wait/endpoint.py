@@ -263,6 +263,13 @@ class WaitEndpoint:
             named = self._named(request)
             # Before anything else: a stranger must not learn what exists.
             if not await self._allows(request, named):
+                if named is None and not self._syncs.are_open:
+                    return failure(
+                        503,
+                        "unavailable",
+                        "Not every sync is open here yet, so nobody can tell whose key this is.",
+                        "Ask again, or wait with the wait token.",
+                    )
                 return failure(
                     401,
                     "unauthorized",
