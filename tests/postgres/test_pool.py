@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -125,6 +125,29 @@ async def test_a_server_killed_at_any_moment_shows_as_unreachable(tmp_path: Path
             async with asyncio.timeout(20):
                 while server.restarts == restarts:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
+
+
+async def test_who_is_cancelled_while_postgres_goes_away_ends(database: str) -> None:
+    """And is not told of the loss: what is tried again after one would go on for ever."""
+    began = asyncio.Event()
+
+    async def work() -> None:
+        while True:
+            with suppress(Unreachable):
+                async with connect(database) as connection:
+                    try:
+                        began.set()
+                        await asyncio.sleep(60)
+                    finally:  # What tidies up meets the loss.
+                        connection.terminate()
+                        await connection.execute("SELECT 1")
+
+    task = asyncio.create_task(work())
+    await began.wait()
+    task.cancel()
+    ended, _ = await asyncio.wait([task], timeout=2)
+    task.cancel()
+    assert ended
 
 
 async def test_a_statement_on_a_lost_writer_is_unreachable(database: str) -> None:

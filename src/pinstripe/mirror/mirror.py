@@ -393,9 +393,6 @@ class Mirror:
                 batch = self._batch_of(jobs, steps)
                 continue
             except Unreachable as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise asyncio.CancelledError from error
                 self.trouble = error.message
                 _log.warning("mirror.retry", attempt=attempt, error=error.message)
                 if attempt >= _MOST_LOSSES:

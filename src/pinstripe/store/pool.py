@@ -226,10 +226,9 @@ async def work_for(connection: Connection, account: str, *, plans: str = "") -> 
 async def close_quietly(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:
     """Closes a connection; without a goodbye if the server is gone or does not answer."""
     try:
-        with translated():
-            async with asyncio.timeout(timeout_s):
-                await connection.close()
-    except Unreachable:
+        async with asyncio.timeout(timeout_s):
+            await connection.close()
+    except (*_ASYNCPG, *_LOST, RuntimeError):
         connection.terminate()
 
 
@@ -303,6 +302,10 @@ def translated() -> Iterator[None]:
         found = translate(error)
         if found is None:
             raise
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # What is tried again after trouble with Postgres would never end.
+            raise asyncio.CancelledError from error
         raise found from error
 
 
