@@ -17,6 +17,7 @@ from tests.flows.harness.account import make_schema, open_account
 from tests.flows.harness.nasty_server import NastyServer
 
 from pinstripe.catalog.tables import tables
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import AsOf
 from pinstripe.client.retry import Patience
 from pinstripe.errors import Drifted
@@ -25,6 +26,7 @@ from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.pool import connect
 from pinstripe.store.status import read_status
 from pinstripe.sync.refetch.worker import RefetchWorker
+from pinstripe.sync.relist import Relist
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import LINES, Preview, UpcomingRow
 from pinstripe.sync.upcoming.rules import Affected, OwnerKey, Relation, affected, origins
@@ -284,6 +286,23 @@ async def test_old_previews_of_metered_usage_are_asked_for_anew_and_others_are_n
     await aged(copy, 30 * 24)
     await copy.upcoming.filling.refill()
     assert copy.upcoming.requests == whole + 1 + 4
+
+
+async def test_previews_that_were_emptied_are_filled_again(copy: Copy, sim: Running) -> None:
+    subscribe(sim, customer(sim), price(sim, 500))
+    subscribe(sim, customer(sim), price(sim, 700))
+    await fill(copy, sim)
+    before = await copy.totals("customer"), await copy.totals("subscription")
+    budget = RateLimiter(account_rate=None, endpoint_rate=None)
+    relist = Relist(copy.source, RefetchWorker(copy.source), budget)
+    await relist._watch()
+    names = ", ".join(f"stripe.{name}" for name in TABLES if name.startswith("upcoming"))
+    await copy.pg.execute(f"TRUNCATE {names}")
+    await relist._watch()
+    await copy.upcoming.filling.refill()
+    assert (await copy.totals("customer"), await copy.totals("subscription")) == before
+    assert len(before[1]) == 2
+    assert await copy.pg.fetchval("SELECT count(*) FROM stripe.upcoming_invoice_line_item") == 4
 
 
 async def test_a_moment_that_passes_without_an_event_refreshes_a_preview_once(

@@ -484,7 +484,6 @@ class Tasks:
 
         async def fill() -> None:
             if upcoming.tables():
-                await upcoming.fill()
                 await upcoming.filling.refill()
 
         running = asyncio.create_task(fill())

@@ -349,7 +349,13 @@ _COUNT = "SELECT count(*) FROM (SELECT FROM {} LIMIT $1) AS t"
 
 
 async def relisted(connection: Connection, schema: str, table: str, listed: int) -> None:
-    """Note that the lists of the table were read again, and how many rows they have."""
+    """Note that the lists of the table were read again, and how many rows they have; of previews, which
+    have none, that they are to be filled again.
+    """
+    if (known := tables().get(table)) is not None and known.virtual:
+        await connection.execute(
+            "DELETE FROM pinstripe.cursor WHERE schema = $1 AND stream LIKE 'upcoming%'", schema
+        )
     # Fewer may be right, if Stripe shows fewer by now: they are not missed again. The table is not counted:
     # somebody may have emptied it a second time by now.
     await connection.execute(

@@ -123,13 +123,15 @@ class UpcomingFill:
         self._metered = 0
 
     async def refill(self) -> None:
-        """Refresh the owners whose previews change without an event.
+        """Refresh the owners whose previews change without an event, after a fill that is not done yet: of
+        a table that was emptied.
 
         Metered usage moves a preview silently: those with it that are older than half of `oldest_s`.
         Refreshed within the other half, none gets older than that, apart from the time that the requests
         take. And those with a moment since the last refill at which the invoice changes: the end of a
         period, a trial, a pause or a discount. Stripe reports these by events; this is the net below them.
         """
+        await self.run()
         async with self._source.pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
             self._metered = _number(await connection.fetchval(self._count_of_metered()))
