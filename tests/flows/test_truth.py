@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from tests.flows.harness.scripted_stripe import (
     Object,
     Params,
     ScriptedStripe,
+    error,
     scripted_stripe,
 )
 
@@ -803,22 +805,29 @@ async def test_an_object_without_an_address_does_not_stay_as_an_event_of_another
     [
         ("reserve.plan.updated", {"object": "reserve.plan"}),
         ("account.external_account.updated", {"object": "bank_account", "account": "acct_1"}),
+        ("source.transaction.updated", {"object": "source_transaction", "source": "src_1"}),
     ],
 )
 async def test_what_nothing_shows_in_our_version_is_as_the_newest_event_of_another_has_it(
     database: str, event: str, obj: Object
 ) -> None:
-    """A reserve plan has neither an address nor an owner, and this account shows no bank accounts."""
+    """A reserve plan has neither an address nor an owner, this account shows no bank accounts, and the
+    source is gone.
+    """
     async with following(database) as f:
+        gone = error(404, "No such source: 'src_1'", "resource_missing")
+        f.stripe.answers["/v1/sources/src_1/source_transactions"] = lambda _: gone
         f.stripe.lists["/v1/accounts"] = [{"id": "acct_1", "object": "account"}]
         second, table = int(time.time()), str(obj["object"]).replace(".", "_")
         for number in range(3):
-            changed = {"id": "one", **obj, "metadata": {"n": str(number)}}
+            changed = {"id": "one", **obj, "metadata": {"n": str(number)}, "status": str(number)}
             f.stripe.event(event, changed, created=second, api_version=_OLD_VERSION)
             if number != 1:
                 await f.poll()
         await f.settle()
-        assert await f.pg.fetchval(f"SELECT metadata ->> 'n' FROM stripe.{table}") == "2"
+        row = await f.pg.fetchrow(f"SELECT * FROM stripe.{table}")
+        assert row is not None
+        assert (json.loads(row["metadata"])["n"] if "metadata" in row else row["status"]) == "2"
 
 
 async def test_a_row_in_doubt_without_an_address_or_events_is_settled_by_its_parents_list(

@@ -82,16 +82,17 @@ async def _read_set(source: Source, row: Conflict, answer: RefetchDone) -> None:
         )
 
 
-async def read_children(source: Source, refetch: Refetch, started: datetime) -> None:
-    """Mirrors the children of `refetch.table` under the parent `refetch.id`, to the end of the list.
+async def read_children(source: Source, refetch: Refetch, started: datetime) -> bool:
+    """Mirrors the children of `refetch.table` under the parent `refetch.id`, to the end of the list; False
+    if the parent is gone, and its list with it.
 
     `started`: a moment before, on Postgres's clock. Raises what `Source.read` raises.
     """
     endpoint = child_list(refetch.table, refetch.parent)
     if endpoint is None:
-        return
+        return False
     path, params = endpoint.url(refetch.id, quote_id(refetch.id))
-    with suppress(NotFound):  # The parent was deleted meanwhile, and its list with it.
+    with suppress(NotFound):
         await source.read(
             endpoint,
             path,
@@ -101,6 +102,8 @@ async def read_children(source: Source, refetch: Refetch, started: datetime) -> 
             cause=refetch.cause,
             known_until=started - source.replica_lag,
         )
+        return True
+    return False
 
 
 async def refetch_row(
@@ -157,18 +160,19 @@ async def refetch_row(
 async def _is_shown(
     source: Source, table: str, owner: Refetch, *, started: datetime, priority: int
 ) -> bool:
-    """Read an owner; whether that says what objects of the table it has: all, none, or that it is gone."""
+    """Read an owner; whether that says what objects of the table it has. One that is gone says nothing:
+    what it had may have events all the same.
+    """
     with suppress(NotFound):
         if owner.kind == "children":
-            await read_children(source, owner, started)
-            return True
+            return await read_children(source, owner, started)
         found = await source.fetch(owner.table, owner.id, started=started, priority=priority)
         return found is not None and (
             table in found.rows
             or any(cut.child_table == table for cut in found.lists)
             or any(table in children_of(told) for told in found.sets)
         )
-    return True
+    return False
 
 
 async def _owners(source: Source, table: str, key: str) -> list[Refetch]:
