@@ -295,14 +295,23 @@ async def test_previews_that_were_emptied_are_filled_again(copy: Copy, sim: Runn
     before = await copy.totals("customer"), await copy.totals("subscription")
     budget = RateLimiter(account_rate=None, endpoint_rate=None)
     relist = Relist(copy.source, RefetchWorker(copy.source), budget)
-    await relist._watch()
     names = ", ".join(f"stripe.{name}" for name in TABLES if name.startswith("upcoming"))
+    await copy.pg.execute(f"ANALYZE {names}")
+    await relist._watch()
     await copy.pg.execute(f"TRUNCATE {names}")
+    await copy.pg.execute("SELECT pg_stat_force_next_flush()")
     await relist._watch()
     await copy.upcoming.filling.refill()
     assert (await copy.totals("customer"), await copy.totals("subscription")) == before
     assert len(before[1]) == 2
     assert await copy.pg.fetchval("SELECT count(*) FROM stripe.upcoming_invoice_line_item") == 4
+    requests = copy.upcoming.requests
+    await copy.pg.execute("UPDATE pinstripe.cursor SET rows = 100 WHERE stream LIKE 'upcoming%'")
+    await copy.pg.execute(f"DELETE FROM {names.replace(', ', '; DELETE FROM ')}")
+    await copy.pg.execute("SELECT pg_stat_force_next_flush()")
+    await Relist(copy.source, RefetchWorker(copy.source), budget)._watch()
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == requests, "owners of whom nothing is upcoming are no loss"
 
 
 async def test_a_moment_that_passes_without_an_event_refreshes_a_preview_once(
