@@ -206,6 +206,25 @@ async def test_items_of_an_event_that_comes_late_are_flagged_if_they_were_gone_b
         assert await f.alive("subscription_item") == []
 
 
+async def test_items_of_an_event_that_comes_late_are_flagged_if_a_list_did_not_have_them(
+    database: str,
+) -> None:
+    """The later event shows ten of twelve; that there are no others, the list has said."""
+    items = [f"si_{n:02}" for n in range(12)]
+    async with following(database) as f:
+        have_items(f.stripe, items)
+        now = int(time.time())
+        f.stripe.event("customer.subscription.updated", subscription(items), created=now)
+        await f.poll()
+        await f.settle()
+        late = subscription(["si_gone", *items[10:]])
+        f.stripe.event("customer.subscription.updated", late, created=now - 1)
+        f.stripe.events.reverse()
+        await f.poll()
+        await f.settle()
+        assert await f.alive("subscription_item") == items
+
+
 async def test_a_slow_page_that_is_surely_older_costs_no_request(database: str) -> None:
     async with following(database) as f:
         f.stripe.lists["/v1/invoices"] = [invoice(["il_1"], total=1)]

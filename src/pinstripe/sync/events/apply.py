@@ -78,11 +78,11 @@ class EventApplier:
         refetches: list[Refetch] = []
         for change in changes(events, self._source.mirror.api_version):
             found = RowSet()
-            is_listed = change.created < listed_until
-            written, asked = self._state(change, found, is_listed=is_listed)
+            is_listed, is_late = change.created < listed_until, change.event_id in late
+            written, asked = self._state(change, found, is_listed=is_listed, is_late=is_late)
             refetches += self._mentioned(change, found)
             if written:
-                if change.event_id not in late:
+                if not is_late:
                     self._note_befores(change, found)
                 cause = Cause(change.event_id, change.request_id)
                 truth_then = AsOf(float(change.created), change.created + 1.0, cause=cause)
@@ -155,7 +155,7 @@ class EventApplier:
         ]
 
     def _state(
-        self, change: ObjectChange, found: RowSet, *, is_listed: bool
+        self, change: ObjectChange, found: RowSet, *, is_listed: bool, is_late: bool
     ) -> tuple[bool, list[Refetch]]:
         """Return the rows that one change leaves, or the refetch that will bring them.
 
@@ -193,7 +193,9 @@ class EventApplier:
             for cut in found.lists
         ]
         if not is_hint:
-            return True, lists
+            # What was in a list then may be gone by now; of a long one only a read of before has said so.
+            again = is_late and (found.lists or found.sets) and can_be_fetched(table)
+            return True, lists + ([replace(fetch, since=self._source.now())] if again else [])
         # Better than no row, until what shows the object in our version is fetched. Of the fields that the
         # other version has instead nothing would be said then.
         owners = shown_by(self._source, table, lambda column: _at(change.object, column))
