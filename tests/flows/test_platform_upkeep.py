@@ -21,6 +21,9 @@ from tests.flows.harness.workers import (
     working,
 )
 
+from pinstripe.catalog.tables import tables
+from pinstripe.errors import Misconfigured
+from pinstripe.platforms.account import open_platform
 from pinstripe.platforms.vault import PlatformVault
 from pinstripe.store.cursors import SCAN_OF
 from pinstripe.store.events import request_sync
@@ -361,3 +364,25 @@ async def test_a_table_that_an_upgrade_brings_is_filled_for_all_accounts(
                 return bool(await connection.fetchval(rows, one) >= wanted)
 
             await eventually(database, is_filled)
+
+
+async def test_a_stricter_choice_on_personal_data_reaches_rows_that_no_list_shows(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with one_account(database, tmp_path, tables="customer,event") as (sim, vault, one):
+        async with working(vault):
+            await copied(database, [one])
+            gone = sim.control.of(one).delete("customer")
+            number = await request_sync(pg, scope_of(SCHEMA, one), 0.0)
+            await acknowledged(database, scope_of(SCHEMA, one), number)
+        await pg.execute(f"UPDATE {SCHEMA}.customer SET name = 'Ada' WHERE id = $1", gone)
+        await vault.remove(PLATFORM, drop_tables=False)
+        stricter = {"tables": "customer,event", "personal_data": "drop"}
+        async with working(await add_platform(database, sim, tmp_path, **stricter)):
+            await copied(database, [one])
+        assert await pg.fetchval(f"SELECT count(name) FROM {SCHEMA}.customer") == 0
+        assert await pg.fetchval(f"SELECT deleted FROM {SCHEMA}.customer WHERE id = $1", gone)
+        # A gateway, or a worker with another key for hashes, writes nothing beside it.
+        with pytest.raises(Misconfigured, match="another policy"):
+            async with open_platform(database, SCHEMA, tables()):
+                pass

@@ -26,6 +26,7 @@ from pinstripe.source.source import Source
 from pinstripe.store.leases import Held
 from pinstripe.store.migrate import effective_tables, migrate_platform
 from pinstripe.store.pool import Pool, open_pool
+from pinstripe.store.rewrite import check_policy
 from pinstripe.store.session import schema_of, scope_of
 
 _STATEMENTS = 300
@@ -66,8 +67,9 @@ async def open_platform(
 ) -> AsyncIterator[OpenPlatform]:
     """The shared part, for the block. The schema has been made by `migrate_platform`.
 
-    `personal`, `changes`: as `open_mirror` takes them. `session_name`: `store.leases.session_name` of the
-    worker. `pooled`, `writing`: the most sessions, which are opened when they are needed.
+    `personal`, `changes`: as `open_mirror` takes them; raises Misconfigured where the rows follow another
+    policy. `session_name`: `store.leases.session_name` of the worker. `pooled`, `writing`: the most
+    sessions, which are opened when they are needed.
     """
     stages = SharedStages(url, session_name=session_name, size=writing)
     try:
@@ -75,6 +77,7 @@ async def open_platform(
             url, min_size=1, max_size=pooled, application_name=session_name, statements=_STATEMENTS
         ) as pool:
             async with pool.acquire() as connection:
+                await check_policy(connection, schema, personal)
                 tables = await effective_tables(connection, schema, wanted)
             extractor = Extractor(tables, personal=personal)
             yield OpenPlatform(url, schema, wanted, tables, pool, stages, extractor, changes)

@@ -54,6 +54,7 @@ from pinstripe.store.platforms.tasks import (
     take_up_stalled,
 )
 from pinstripe.store.pool import Pool, check_sessions, connect, open_pool
+from pinstripe.store.rewrite import apply_policy
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -167,6 +168,7 @@ class Worker:
                 sdk_version=spec().sdk_version,
                 api_version=spec().api_version,
             )
+            await apply_policy(connection, platform.schema, wanted, personal_of(config))
             async with connection.transaction():
                 await note_synced(connection, platform.schema, sorted(wanted))
         limiter = budget_for(rate_shares(config, key).worker, key)
