@@ -82,11 +82,6 @@ class Sweep:
         if self._found:
             await self._flush()
 
-    async def settle(self) -> None:
-        """Wait for the looks under way, and write down what they saw."""
-        await asyncio.gather(*self._looks)
-        await self._flush()
-
     async def _look(self, look: Look) -> None:
         try:
             response = await self.client_of(look.account_id).get(
