@@ -31,6 +31,7 @@ from pinstripe.store.platforms.stored import add_accounts
 from pinstripe.store.platforms.sweep import account_standing, begin, claim_looks
 from pinstripe.store.platforms.tasks import TaskName, waiting_tasks
 from pinstripe.store.pool import Connection, connect
+from pinstripe.store.refetch import Refetch, add_refetches, next_refetch_s
 from pinstripe.store.session import scope_of
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -167,7 +168,43 @@ async def test_an_account_is_followed_while_a_long_task_of_it_runs(
             number = await request_sync(pg, scope, 0.0)
             await acknowledged(database, scope, number, timeout_s=20)
             assert await pg.fetchval(f"SELECT deleted FROM {SCHEMA}.customer WHERE id = $1", gone)
+            # What is to be fetched for an event comes too, however slow the responses are.
+            sim.control.latency(fixed_s=1.0)
+            await add_refetches(pg, scope, [Refetch("fetch", "customer", gone)])
+            await pg.execute("UPDATE pinstripe.pending SET asked_at = asked_at - interval '1 hour'")
+            await request_sync(pg, scope, 0.0)
+
+            async def is_fetched(connection: Connection) -> bool:
+                return await next_refetch_s(connection, scope) is None
+
+            await eventually(database, is_fetched, timeout_s=20)
             assert await pg.fetchval(relists, scope), "it still runs"
+
+
+async def test_a_poll_waits_for_no_doubt_of_an_earlier_one(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """A row in doubt is fetched when no replica can be behind it any more: in a minute here."""
+    async with one_account(database, tmp_path, tables="customer,event") as (sim, vault, one):
+        scope = scope_of(SCHEMA, one)
+        lagging = replace(vault, base=replace(vault.base, replica_lag=60.0))
+        async with working(lagging):
+            await copied(database, [one])
+            await pg.execute(
+                f"UPDATE {SCHEMA}.customer SET name = 'doubt', _as_of = now() - interval '1 minute',"
+                " _as_of_latest = now() + interval '1 minute' WHERE _account_id = $1",
+                one,
+            )
+            sim.control.of(one).delete("customer")
+            await request_sync(pg, scope, 0.0)
+
+            async def is_in_doubt(connection: Connection) -> bool:
+                return await next_refetch_s(connection, scope) is not None
+
+            await eventually(database, is_in_doubt, timeout_s=20)
+            number = await request_sync(pg, scope, 0.0)
+            await acknowledged(database, scope, number, timeout_s=20)
+            assert await is_in_doubt(pg)
 
 
 async def test_previews_of_large_accounts_give_way_to_first_copies(

@@ -43,7 +43,6 @@ from pinstripe.store.platforms.sweep import Standing
 from pinstripe.store.platforms.tasks import (
     WAITED_COPY_PRIORITY,
     TaskName,
-    poll_waits,
     request_tasks,
     waits_in,
 )
@@ -142,10 +141,18 @@ class OpenedAccount:
     source: Source
     limiter: AccountLimiter
     standing: Standing
+    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever makes its refetches: a long task, or the polls beside it."""
 
 
 async def _others_wait(connection: Connection) -> bool:
     return await waits_in(connection, "bulk")
+
+
+async def _standing(
+    connection: Connection, platform: WorkedPlatform, scope: str
+) -> Standing | None:
+    return await sweep.account_standing(connection, platform.stored.id, account_of(scope), scope)
 
 
 _Work = Callable[[OpenedAccount], Awaitable[None]]
@@ -215,27 +222,29 @@ class Tasks:
     async def _work(self, task: TaskName, account: OpenedAccount) -> None:
         following: asyncio.Task[None] | None = None
         if task not in ("poll", "refetch"):
-            following = asyncio.create_task(self._follow(account))
+            following = asyncio.create_task(self._follow(task, account))
         try:
             await self._works[task](account)
         finally:
             if following is not None:
                 await cancel(following)
 
-    async def _follow(self, account: OpenedAccount) -> None:
-        """Poll the account, when that is due, beside a long task of it: the poll's own task has to wait."""
+    async def _follow(self, task: TaskName, account: OpenedAccount) -> None:
+        """Poll the account, and make its refetches, when that is due, beside a long task of it: the tasks
+        for these have to wait.
+        """
         pause_s, platform, scope = _GIVE_WAY_S, account.platform, account.scope
         while True:
             await asyncio.sleep(pause_s)
             try:
                 async with self._control.acquire() as connection:
-                    standing = await sweep.account_standing(
-                        connection, platform.stored.id, account.account_id, scope
-                    )
+                    standing = await _standing(connection, platform, scope)
                 if standing is None or standing.followed_to is None or not standing.is_active:
                     continue
-                if standing.is_owed or standing.asked is not None:
+                if standing.owes_poll:
                     await self._poll(replace(account, standing=standing))
+                elif standing.owes_refetch and task != "backfill" and not account.settling.locked():
+                    await self._refetch(account)  # A first copy makes its own.
                 pause_s = _GIVE_WAY_S
             except (PinstripeError, ExceptionGroup) as caught:
                 pause_s = min(2 * pause_s, _SOON_S)
@@ -280,9 +289,7 @@ class Tasks:
         """The account with its lease; None if it is not active, or another worker has it."""
         account_id = account_of(scope)
         async with self._control.acquire() as connection:
-            standing = await sweep.account_standing(
-                connection, platform.stored.id, account_id, scope
-            )
+            standing = await _standing(connection, platform, scope)
             if standing is None or not standing.is_active:
                 yield None
                 return
@@ -370,28 +377,32 @@ class Tasks:
         await self._work_off(account, RefetchWorker(account.source, upcoming=upcoming.refreshers()))
 
     async def _work_off(self, account: OpenedAccount, refetches: RefetchWorker) -> None:
-        """Work the refetch queue off; what fails, or waits for its time, is a task of that time."""
-        await account.source.mirror.conflicts.wait_resolved()
+        """Work the refetch queue off, until another poll is to be made: conflicts and refetches may wait
+        for a replica. What is left, as what fails, is a task of its time.
+        """
+        conflicts = account.source.mirror.conflicts
+
+        async def settle() -> None:
+            await asyncio.shield(conflicts.wait_resolved())  # A long task may wait for them too.
+            await refetches.drain()
+            await asyncio.shield(conflicts.wait_resolved())
+
+        async def gives_way(connection: Connection) -> bool:
+            standing = await _standing(connection, account.platform, account.scope)
+            return standing is not None and standing.owes_poll and not standing.failures
+
+        async with account.settling:
+            settling = asyncio.create_task(settle())
+            if await self._is_done(settling, gives_way, every_s=_GIVE_WAY_S):
+                settling.result()
         async with account.source.pool.acquire() as connection:
             left_s = await next_refetch_s(connection, account.scope)
-        if left_s is not None:
-            await self._drain(account, refetches)
-            async with account.source.pool.acquire() as connection:
-                left_s = await next_refetch_s(connection, account.scope)
         async with self._control.acquire() as connection:
             if left_s is None:
                 await sweep.settled(connection, "refetch", account.scope)
             else:
                 later_s = max(left_s, _BUSY_S)
                 await sweep.put_off(connection, "refetch", [account.scope], later_s)
-
-    async def _drain(self, account: OpenedAccount, refetches: RefetchWorker) -> None:
-        """Work the queue off, until a poll of the account waits: refetches may wait for a replica."""
-        draining = asyncio.create_task(refetches.drain())
-        gives_way = partial(poll_waits, scope=account.scope)
-        if await self._is_done(draining, gives_way, every_s=_GIVE_WAY_S):
-            draining.result()
-            await account.source.mirror.conflicts.wait_resolved()
 
     async def _backfill(self, account: OpenedAccount) -> None:
         """The first copy, or what an interrupted one left; gives way to others after a while."""
@@ -446,7 +457,7 @@ class Tasks:
 
         A list that fails keeps the account from nothing else: its events are applied as they come.
         """
-        platform, scope, scopes = account.platform, account.scope, [account.scope]
+        scope, scopes = account.scope, [account.scope]
         if (
             not outcome.complete
             and outcome.events is not None
@@ -454,9 +465,7 @@ class Tasks:
         ):
             await account.source.save([Checkpoint(READY, "running")])
         async with self._control.transaction() as connection:
-            standing = await sweep.account_standing(
-                connection, platform.stored.id, account.account_id, scope
-            )
+            standing = await _standing(connection, account.platform, scope)
             is_followed = standing is not None and standing.followed_to is not None
             if outcome.complete:
                 await sweep.settled(connection, "backfill", scope)

@@ -212,7 +212,9 @@ SELECT a.state = 'active', coalesce(extract(epoch FROM a.known_to), 0)::float8,
      AND EXISTS (SELECT FROM pinstripe.cursor r WHERE r.schema = $3 AND r.stream = '{READY}')),
   (SELECT b.rung FROM pinstripe.bell b WHERE b.schema = $3 AND b.heard < b.rung),
   (SELECT coalesce(sum(c.rows), 0)::bigint FROM pinstripe.cursor c WHERE c.schema = $3),
-  a.owed_at, coalesce(a.owed_at <= clock_timestamp(), false)
+  a.owed_at, coalesce(a.owed_at <= clock_timestamp(), false), a.failures,
+  EXISTS (SELECT FROM pinstripe.pending p
+    WHERE p.schema = $3 AND coalesce(p.next_try_at, '-infinity') <= clock_timestamp())
 FROM pinstripe.platform_account a WHERE a.platform_id = $1 AND a.account_id = $2
 """
 
@@ -222,7 +224,7 @@ class Standing(NamedTuple):
 
     `followed_to`: the cursor of the events; None before the first copy is complete. `asked`: the number of
     the latest request for a sync that is not acknowledged. `rows`: how many its lists have brought.
-    `owed_at`: when a poll is due, by Postgres's clock; `is_owed`: it is.
+    `owed_at`: when a poll is due, by Postgres's clock; `is_owed`: it is. `owes_refetch`: one is due.
     """
 
     is_active: bool
@@ -233,6 +235,12 @@ class Standing(NamedTuple):
     rows: int
     owed_at: datetime | None
     is_owed: bool
+    failures: int
+    owes_refetch: bool
+
+    @property
+    def owes_poll(self) -> bool:
+        return self.is_owed or self.asked is not None
 
 
 async def account_standing(

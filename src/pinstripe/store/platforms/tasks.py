@@ -136,17 +136,6 @@ async def waits_in(connection: Connection, queue: Queue) -> bool:
     return found
 
 
-async def poll_waits(connection: Connection, scope: str) -> bool:
-    """Return whether a poll of the account waits."""
-    with translated():
-        found: bool = await connection.fetchval(
-            f"SELECT EXISTS (SELECT FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'"
-            " AND queueing_lock = $1)",
-            f"poll {scope}",
-        )
-    return found
-
-
 # A task is dropped where one of its kind waits already. Whoever works for an account holds its lease:
 # a live worker may have lost the session in which a task was to end, and the account would wait for ever.
 _TAKE_UP = f"""
