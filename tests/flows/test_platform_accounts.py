@@ -12,8 +12,18 @@ from tests.flows.harness.platform import SCHEMA, backfill_of, make_platform, ope
 from tests.flows.harness.scripted_stripe import Object, ScriptedStripe, scripted_stripe
 from tests.flows.harness.truth import FOLLOWED, born_since, differences
 
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import StripeClient
+from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import AsOf
+from pinstripe.gateway.proxy.mirroring import Way, owe
+from pinstripe.gateway.syncs import OpenSync
+from pinstripe.platforms.account import open_account
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
+from pinstripe.store.session import scope_of
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 from pinstripe_simulator.account import Settings
@@ -179,3 +189,36 @@ async def test_many_accounts_share_a_few_sessions(database: str) -> None:
         assert sessions <= 10
         counts = await pg.fetch(f"SELECT count(*) FROM {SCHEMA}.customer GROUP BY _account_id")
         assert [row[0] for row in counts] == [3] * len(accounts)
+
+
+async def test_what_a_gateway_leaves_to_be_fetched_is_a_task_of_its_own(database: str) -> None:
+    await make_platform(database, ONE, TWO, chosen=CHOSEN)
+    async with (
+        running(SMALL) as sim,
+        opened(database, chosen=CHOSEN) as platform,
+        connect(database) as pg,
+    ):
+        client = StripeClient(
+            ApiKey.parse(sim.key),
+            api_version=spec().api_version,
+            budget=RateLimiter(account_rate=None, endpoint_rate=None),
+            base_url=sim.url,
+        )
+        for account_id in (ONE, TWO):
+            async with (
+                client,
+                open_account(platform.shared, account_id, client, held=None) as source,
+            ):
+                if account_id == ONE:
+                    sync = OpenSync("shops", source.mirror.schema, ONE, False, source)
+                    await owe(sync, [Way("fetch", "customer", "cus_1")])
+                    continue
+                for name in ("Ada", "Grace"):  # In one second: only Stripe knows which is newer.
+                    found = RowSet()
+                    made: Object = {"id": "cus_1", "object": "customer", "name": name}
+                    source.mirror.extractor.object(made, found)
+                    await source.mirror.write([(found, AsOf(1.0, 2.0))])
+        tasks = await pg.fetch("SELECT scope, task FROM pinstripe.platform_task ORDER BY 1")
+        assert [tuple(row) for row in tasks] == [
+            (scope_of(SCHEMA, account_id), "refetch") for account_id in (ONE, TWO)
+        ]

@@ -66,6 +66,7 @@ from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.links import Links
 from pinstripe.store.locks import PREPARE, WAIT_S, begin, naming_holders, server_pid
+from pinstripe.store.platforms.sweep import owe_refetch
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
@@ -436,6 +437,8 @@ class Writer:
         # Queued in the same commit: a crash before the GET must not lose the conflict.
         contested = [refetch_for(c) for c in conflicts]
         await add_refetches(connection, self._schema, contested)
+        if contested:  # The gateway may end before it has fetched them.
+            await owe_refetch(connection, self._schema)
         await complete_refetches(connection, self._schema, batch.completed, contested=contested)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)

@@ -76,6 +76,7 @@ from pinstripe.mirror.batch import Effect
 from pinstripe.rows.extract import Row, RowKey, RowSet
 from pinstripe.source.resolve import mark_deleted
 from pinstripe.source.source import LIVE
+from pinstripe.store.platforms.sweep import owe_refetch
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, add_refetches
 
@@ -456,6 +457,7 @@ async def owe(sync: OpenSync, ways: Iterable[Way]) -> None:
     if refetches:
         async with sync.source.transaction() as connection:
             await add_refetches(connection, sync.schema, refetches)
+            await owe_refetch(connection, sync.schema)
 
 
 @dataclass(frozen=True, slots=True)

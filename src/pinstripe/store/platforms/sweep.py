@@ -24,7 +24,7 @@ from pinstripe.store.platforms.stored import add_accounts
 from pinstripe.store.platforms.tasks import WAITED_PRIORITY, TaskName, request_tasks
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.quarantine import forget_streams, reopen
-from pinstripe.store.session import scope_of
+from pinstripe.store.session import account_of, scope_of
 
 CLAIM_S = 60.0
 FASTEST_S = 5.0
@@ -396,6 +396,16 @@ async def put_off_first(
     """Like `put_off`, unless the task is due at some time already."""
     with translated():
         await connection.execute(_PUT_OFF_FIRST, list(scopes), task, later_s)
+
+
+OWED_S = 30.0
+"""Until a refetch is made that was queued by something else than a poll, which makes its own."""
+
+
+async def owe_refetch(connection: Connection, scope: str) -> None:
+    """Have what was queued for an account of a platform fetched, if no poll of it does so before."""
+    if account_of(scope):
+        await put_off_first(connection, "refetch", [scope], OWED_S)
 
 
 async def put_off_failed(connection: Connection, task: TaskName, scope: str) -> None:
