@@ -360,6 +360,24 @@ async def test_a_table_that_is_switched_off_and_on_has_what_changed_meanwhile(
             await eventually(database, is_flagged, timeout_s=20)
 
 
+async def test_a_table_that_somebody_drops_is_made_again_and_filled_while_a_worker_runs(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with one_account(database, tmp_path, tables="customer,product,event") as (_, vault, one):
+        rows = f"SELECT count(*) FROM {SCHEMA}.product WHERE _account_id = $1"
+        async with working(vault):
+            await copied(database, [one])
+            before = await pg.fetchval(rows, one)
+            assert before
+            await pg.execute(f"DROP TABLE {SCHEMA}.product CASCADE")
+            await begin_now(database, scope_of(SCHEMA, one))
+
+            async def is_filled(connection: Connection) -> bool:
+                return bool(await connection.fetchval(rows, one) == before)
+
+            await eventually(database, is_filled)
+
+
 async def test_an_account_that_was_idle_for_a_month_is_not_listed_anew(
     database: str, pg: asyncpg.Connection, tmp_path: Path
 ) -> None:

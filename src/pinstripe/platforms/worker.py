@@ -54,6 +54,7 @@ from pinstripe.store.platforms.tasks import (
     take_up_stalled,
 )
 from pinstripe.store.pool import Pool, check_sessions, connect, open_pool
+from pinstripe.store.quarantine import find_lost
 from pinstripe.store.rewrite import apply_policy
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -122,16 +123,23 @@ class Worker:
             await self._close(schema)
 
     async def look(self) -> None:
-        """Read the platforms from the database: open new ones, close those that are gone or paused."""
+        """Read the platforms from the database: open new ones, close those that are gone or paused.
+
+        One that lacks a table is opened anew: that makes it, and has all accounts read its lists again.
+        """
         async with self._control.acquire() as connection:
             stored = {p.schema: p for p in await load_platforms(connection) if not p.paused}
         async with self._opening:
             for schema, (worked, _) in list(self._platforms.items()):
-                if stored.get(schema) != worked.stored:
+                if stored.get(schema) != worked.stored or await self._lacks_a_table(worked):
                     await self._close(schema)
             for schema, platform in stored.items():
                 if schema not in self._platforms:
                     await self._open(platform)
+
+    async def _lacks_a_table(self, worked: WorkedPlatform) -> bool:
+        async with self._control.acquire() as connection:
+            return bool(await find_lost(connection, worked.stored.schema, worked.shared.wanted, {}))
 
     async def _find(self, schema: str) -> WorkedPlatform | None:
         if schema not in self._platforms:
