@@ -157,6 +157,27 @@ async def test_a_task_that_was_put_off_is_requested_when_its_time_has_come(
         assert await sweep.request_due(platform, 100) == 0, "it is not requested twice"
 
 
+async def test_a_refusal_revokes_no_account_that_was_named_since(
+    platform: asyncpg.Connection,
+) -> None:
+    """It may be one of before the account authorized the platform again, whose webhook has it polled."""
+    async with platform.transaction():
+        assert await sweep.wake(platform, PLATFORM, SCHEMA, A)
+    assert await revoke_accounts(platform, PLATFORM, [A, B], "gone") == [B]
+    later = "UPDATE pinstripe.platform_account SET woken_at = woken_at - interval '5 s'"
+    await platform.execute(later)
+    assert await revoke_accounts(platform, PLATFORM, [A], "gone") == [A]
+    assert await add_accounts(platform, PLATFORM, [A]) == [A]
+    assert await revoke_accounts(platform, PLATFORM, [A], "a poll that began before") == []
+    # The next response tells, five seconds later.
+    await sweep.failed(platform, PLATFORM, A, Unreachable("refused"))
+    assert 4 < await due_in_s(platform, A) < 6
+    assert await revoke_accounts(platform, PLATFORM, [A], "gone") == []
+    # However often somebody waits for it.
+    await sweep.failed(platform, PLATFORM, A, Unreachable("refused"))
+    assert await revoke_accounts(platform, PLATFORM, [A], "gone") == [A]
+
+
 async def test_a_paused_platform_requests_nothing(platform: asyncpg.Connection) -> None:
     await sweep.put_off(platform, "backfill", [f"{SCHEMA}@{A}"], 0.0)
     await platform.execute("UPDATE pinstripe.platform SET paused = true")

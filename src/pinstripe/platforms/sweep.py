@@ -100,8 +100,9 @@ class Sweep:
     async def _failed(self, account_id: str, error: PinstripeError) -> None:
         try:
             async with self.pool.transaction() as connection:
-                if isinstance(error, WrongAccount):
-                    await revoke_accounts(connection, self.platform_id, [account_id], error.message)
+                if isinstance(error, WrongAccount) and await revoke_accounts(
+                    connection, self.platform_id, [account_id], error.message
+                ):
                     _log.warning("account.revoked", account=account_id, reason=error.message)
                 else:
                     await sweep.failed(connection, self.platform_id, account_id, error)

@@ -269,9 +269,11 @@ class Tasks:
         stored, account_id = platform.stored, account_of(scope)
         _log.warning("task.failed", task=task, scope=scope, error=error.message)
         async with self._control.transaction() as connection:
-            if isinstance(error, WrongAccount):
-                await revoke_accounts(connection, stored.id, [account_id], error.message)
-            elif isinstance(error, FellBehind):
+            if isinstance(error, WrongAccount) and await revoke_accounts(
+                connection, stored.id, [account_id], error.message
+            ):
+                return
+            if isinstance(error, FellBehind):
                 await sweep.begin(connection, stored.schema, [account_id])
             else:
                 await sweep.failed(connection, stored.id, account_id, error)

@@ -91,7 +91,7 @@ WITH p AS (SELECT * FROM pinstripe.platform WHERE id = $1), added AS (
   SELECT p.id, u.id, p.livemode, clock_timestamp() + interval '1 day' FROM p, unnest($2::text[]) AS u (id)
   ON CONFLICT (platform_id, account_id) DO UPDATE
     SET state = 'active', revoked_at = NULL, next_look_at = EXCLUDED.next_look_at, failures = 0,
-        code = NULL, reason = NULL, remedy = NULL
+        code = NULL, reason = NULL, remedy = NULL, woken_at = clock_timestamp()
     WHERE a.state = 'revoked'
   RETURNING account_id), scopes AS (
   INSERT INTO pinstripe.sync (schema, account_id, livemode, api_version, sdk_version, platform_id)
@@ -106,7 +106,8 @@ _REVOKE = """
 UPDATE pinstripe.platform_account SET state = 'revoked', revoked_at = clock_timestamp(), code = 'revoked',
   reason = $3,
   remedy = 'Its rows stay as they are. It goes on when the account authorises the platform again.'
-WHERE platform_id = $1 AND account_id = ANY($2::text[]) AND state = 'active' RETURNING account_id
+WHERE platform_id = $1 AND account_id = ANY($2::text[]) AND state = 'active'
+  AND (failures < 2 AND woken_at > clock_timestamp() - interval '4 s') IS NOT TRUE RETURNING account_id
 """
 
 _ACCOUNT_COLUMNS = (
@@ -244,7 +245,11 @@ async def add_accounts(
 async def revoke_accounts(
     connection: Connection, platform_id: str, account_ids: Sequence[str], reason: str
 ) -> list[str]:
-    """Flag accounts that took their authorisation back; return those that were active. Their rows stay."""
+    """Flag accounts that took their authorisation back; return them. Their rows stay.
+
+    Not those that something named in the last seconds: they may have given it again since the request
+    that Stripe refused, and the next ones tell.
+    """
     with translated():
         rows = await connection.fetch(_REVOKE, platform_id, list(account_ids), reason)
     return [row[0] for row in rows]

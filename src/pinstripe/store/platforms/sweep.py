@@ -155,7 +155,7 @@ _FAILED = f"""
 UPDATE pinstripe.platform_account
 SET failures = failures + 1, code = $3, reason = $4, remedy = $5,
   next_look_at = clock_timestamp() + make_interval(secs => {_PAUSES})
-WHERE platform_id = $1 AND account_id = $2
+WHERE platform_id = $1 AND account_id = $2 AND state = 'active'
 """
 
 _PUT_OFF_FIRST = """
