@@ -140,6 +140,9 @@ async def test_failures_pause_longer_and_longer(platform: asyncpg.Connection) ->
         await sweep.failed(platform, PLATFORM, A, Unreachable("away"))
         pauses.append(round(await due_in_s(platform, A)))
     assert pauses == [5, 10, 20]
+    for _ in range(10):
+        await sweep.failed(platform, PLATFORM, A, Unreachable("away"))
+    assert round(await due_in_s(platform, A)) == 300  # As of an idle account, and no longer.
     pace = await sweep.sweep_pace(platform, PLATFORM)
     assert (pace.active, pace.troubled) == (4 - 1, 1)
 

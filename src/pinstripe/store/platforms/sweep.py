@@ -154,7 +154,7 @@ WHERE a.platform_id = $1 AND a.account_id = $2
 _FAILED = f"""
 UPDATE pinstripe.platform_account
 SET failures = failures + 1, code = $3, reason = $4, remedy = $5,
-  next_look_at = clock_timestamp() + make_interval(secs => {_PAUSES})
+  next_look_at = clock_timestamp() + make_interval(secs => least({_PAUSES}, {SLOWEST_S}))
 WHERE platform_id = $1 AND account_id = $2 AND state = 'active'
 """
 
@@ -375,7 +375,10 @@ async def polled(
 async def failed(
     connection: Connection, platform_id: str, account_id: str, error: PinstripeError
 ) -> None:
-    """Note trouble with an account; it has its next turn after a pause that grows to an hour."""
+    """Note trouble with an account; its next turn comes after a pause that grows to that of an idle one.
+
+    No longer: what fails for all accounts, as where Stripe is away, is over for all at the same moment.
+    """
     with translated():
         await connection.execute(
             _FAILED, platform_id, account_id, error.slug, error.message, error.hint
