@@ -309,6 +309,36 @@ async def test_a_first_copy_goes_first_if_a_caller_waits_and_no_look_is_spent_be
             await eventually(database, is_raised)
 
 
+async def test_the_copy_that_a_caller_waits_for_is_first_again_after_it_gave_way(
+    database: str, pg: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinstripe.platforms.tasks._STEP_S", 0.2)
+    monkeypatch.setattr("pinstripe.platforms.worker._CONCURRENCY", {"live": 32, "bulk": 1})
+    async with running(Settings(scale=40, connected=2, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        waited, other = sim.control.accounts()
+        async with connect(database) as connection, connection.transaction():
+            await add_accounts(connection, PLATFORM, [other, waited])
+            await begin(connection, SCHEMA, [other, waited])
+        await request_sync(pg, scope_of(SCHEMA, waited), 0.0)
+        sim.control.latency(fixed_s=1.0)
+        priorities: dict[int, int] = {}
+
+        async def has_given_way(connection: Connection) -> bool:
+            jobs = await connection.fetch(
+                "SELECT id, priority FROM pinstripe_tasks.procrastinate_jobs"
+                " WHERE task_name = 'backfill' AND lock = $1",
+                scope_of(SCHEMA, waited),
+            )
+            priorities.update({row[0]: row[1] for row in jobs})
+            return len(priorities) > 2
+
+        async with working(vault):
+            await eventually(database, has_given_way)
+        _, *again = sorted(priorities)
+        assert all(priorities[job] > 10 for job in again), priorities
+
+
 async def choose_tables(pg: asyncpg.Connection, names: str) -> None:
     """Have workers that start from now on sync these tables of the platform."""
     await pg.execute(

@@ -40,12 +40,7 @@ from pinstripe.store.leases import Held, renew_leases, take_lease
 from pinstripe.store.platforms import sweep
 from pinstripe.store.platforms.stored import SealedPlatform, revoke_accounts
 from pinstripe.store.platforms.sweep import Standing
-from pinstripe.store.platforms.tasks import (
-    WAITED_COPY_PRIORITY,
-    TaskName,
-    request_tasks,
-    waits_in,
-)
+from pinstripe.store.platforms.tasks import TaskName, request_tasks, waits_in
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
@@ -330,13 +325,12 @@ class Tasks:
         followed_to, asked = account.standing.followed_to, account.standing.asked
         if followed_to is None:
             # The first copy ends with the events meanwhile; what waits is acknowledged by the next poll.
-            priority = WAITED_COPY_PRIORITY if asked is not None else None
             async with self._control.transaction() as connection:
                 await sweep.begin(
                     connection,
                     account.platform.stored.schema,
                     [account.account_id],
-                    priority=priority,
+                    priority=account.standing.copy_priority,
                 )
             return
         window_s = account.platform.config.event_window
@@ -427,8 +421,9 @@ class Tasks:
         )
         running = asyncio.create_task(backfill.run())
         if not await self._is_done(running, may_stop=lambda: backfill.phase == "lists"):
+            first = account.standing.copy_priority
             async with self._control.acquire() as connection:
-                await request_tasks(connection, "backfill", [account.scope])
+                await request_tasks(connection, "backfill", [account.scope], priority=first)
             return
         outcome = running.result()
         await note_backfilled(source, outcome)

@@ -21,7 +21,12 @@ from typing import NamedTuple
 from pinstripe.errors import PinstripeError
 from pinstripe.store.cursors import FOLLOWED, READY, mark_loaded
 from pinstripe.store.platforms.stored import add_accounts
-from pinstripe.store.platforms.tasks import WAITED_PRIORITY, TaskName, request_tasks
+from pinstripe.store.platforms.tasks import (
+    WAITED_COPY_PRIORITY,
+    WAITED_PRIORITY,
+    TaskName,
+    request_tasks,
+)
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.quarantine import forget_streams, reopen
 from pinstripe.store.session import account_of, scope_of
@@ -241,6 +246,10 @@ class Standing(NamedTuple):
     @property
     def owes_poll(self) -> bool:
         return self.is_owed or self.asked is not None
+
+    @property
+    def copy_priority(self) -> int | None:
+        return WAITED_COPY_PRIORITY if self.asked is not None else None
 
 
 async def account_standing(
