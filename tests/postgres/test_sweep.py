@@ -51,6 +51,8 @@ async def test_an_account_is_claimed_by_one_worker(
             *await sweep.claim_looks(other, PLATFORM, 10),
         ]
     assert sorted(look.account_id for look in claimed) == [A, B, C]
+    # A worker that is killed costs what it held no more than that.
+    assert max([await due_in_s(platform, account) for account in (A, B, C)]) <= 30
     assert await sweep.claim_looks(platform, PLATFORM, 10) == []
 
 

@@ -34,8 +34,8 @@ from pinstripe.store.pool import Pool
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _TICK_S = 0.5
-_MOST = 48
-"""Looks under way."""
+_MOST = 24
+"""Looks under way: at a rate of one a second, too, each is over before its claim is."""
 _PAUSE_S = 2.0
 
 
@@ -107,14 +107,14 @@ class Sweep:
                 else:
                     await sweep.failed(connection, self.platform_id, account_id, error)
         except PinstripeError as untold:
-            _log.debug("sweep.untold", error=untold.message)  # It is claimed again in a minute.
+            _log.debug("sweep.untold", error=untold.message)  # It is claimed again soon.
 
     async def _flush(self) -> None:
         seen, found = self._seen, self._found
         if not seen and not found:
             return
         self._seen, self._found = [], []
-        # What is lost with an error is claimed again in a minute.
+        # What is lost with an error is claimed again in half a minute.
         async with self.pool.transaction() as connection:
             requested = sorted({s.account_id for s in (*seen, *found) if s.as_of})
             await sweep.count_looks(connection, self.schema, requested)

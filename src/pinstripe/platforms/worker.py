@@ -77,7 +77,8 @@ _CONTROL, _POOLED, _WRITING = 2, 3, 2
 
 _PATIENCE = Patience(attempts=5, limited_attempts=8)
 """Of tasks: an account in trouble gives its place to others, and is tried again later."""
-_LOOKING = Patience(attempts=2, limited_attempts=2)
+_LOOKING = Patience(attempts=1, first_contact=1, limited_attempts=2)
+"""A look is made again after the pause of its account."""
 
 
 class Worker:

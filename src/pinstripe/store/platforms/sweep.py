@@ -31,7 +31,7 @@ from pinstripe.store.pool import Connection, translated
 from pinstripe.store.quarantine import forget_streams, reopen
 from pinstripe.store.session import account_of, scope_of
 
-CLAIM_S = 60.0
+CLAIM_S = 30.0
 FASTEST_S = 5.0
 SLOWEST_S = 300.0
 """An account without payments has a read allocation of 10,000 GETs a month
