@@ -15,6 +15,7 @@ from tests.flows.harness.workers import (
     SCHEMA,
     acknowledged,
     add_platform,
+    command,
     copied,
     eventually,
     news_of,
@@ -24,10 +25,10 @@ from tests.flows.harness.workers import (
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Misconfigured
 from pinstripe.platforms.account import open_platform
-from pinstripe.platforms.vault import PlatformVault
+from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.store.cursors import SCAN_OF
 from pinstripe.store.events import request_sync
-from pinstripe.store.platforms.stored import add_accounts
+from pinstripe.store.platforms.stored import add_accounts, load_platforms
 from pinstripe.store.platforms.sweep import account_standing, begin, claim_looks
 from pinstripe.store.platforms.tasks import TaskName, waiting_tasks
 from pinstripe.store.pool import Connection, connect
@@ -471,3 +472,39 @@ async def test_a_stricter_choice_on_personal_data_reaches_rows_that_no_list_show
         with pytest.raises(Misconfigured, match="another policy"):
             async with open_platform(database, SCHEMA, tables()):
                 pass
+
+
+async def test_a_platform_that_is_added_again_gets_the_key_and_settings_and_keeps_the_rest(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        (one,) = sim.control.accounts()
+        await vault.add_webhook_secret(PLATFORM, "whsec_of_the_platform")
+        sim.control.key("sk_test_rolled")
+        rolled = replace(sim, key="sk_test_rolled")
+        async with working(vault):
+            await copied(database, [one])
+            of_one = f"SELECT min(id) FROM {SCHEMA}.customer WHERE _account_id = $1"
+            customer = await pg.fetchval(of_one, one)
+            words = ("--platform", PLATFORM, "--account", one)
+            assert (await command(database, tmp_path, "erase", customer, *words)).code == 0
+            await add_platform(database, rolled, tmp_path, tables="customer,product,event")
+            await begin_now(database, scope_of(SCHEMA, one))
+            wanted = sim.control.of(one).counts()["product"]
+
+            async def is_filled(connection: Connection) -> bool:
+                rows = f"SELECT count(*) FROM {SCHEMA}.product WHERE _account_id = $1"
+                return bool(await connection.fetchval(rows, one) >= wanted)
+
+            await eventually(database, is_filled)
+        assert await pg.fetchval("SELECT count(*) FROM pinstripe.erasure") == 1
+        (platform,) = await load_platforms(pg)
+        assert vault.config_of(platform).api_key == "sk_test_rolled"
+        assert vault.webhook_secrets_of(platform) == ("whsec_of_the_platform",)
+        # Under the id of another platform nothing is replaced.
+        other = NewPlatform(
+            PLATFORM, sim.key, schema="b", stripe_url=sim.url, settings={"tables": "coupon"}
+        )
+        with pytest.raises(Misconfigured, match="already"):
+            await vault.add(other)

@@ -434,6 +434,8 @@ def add_platform(
 
     The key is read from STRIPE_API_KEY, a prompt, or stdin, and verified with Stripe before anything is
     stored.
+
+    Given an ID that is stored already, it replaces its key and settings; all rows stay.
     """
     from pinstripe.cli import syncs as commands
 

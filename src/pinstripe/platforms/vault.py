@@ -78,7 +78,8 @@ class PlatformVault:
         )
 
     async def add(self, options: NewPlatform) -> SealedPlatform:
-        """Verify the key with Stripe, make the schema, and store the platform with its own account.
+        """Verify the key with Stripe, make the schema, and store the platform with its own account. One of
+        this id and account gets the key, the settings and, if there are any, the webhook secrets.
 
         Raises Misconfigured where the key cannot read its account: the rows are keyed by its id.
         """
@@ -122,18 +123,23 @@ class PlatformVault:
         await check_sessions(self.database_url)
         async with connect(self.database_url) as connection:
             await ensure_bookkeeping(connection)
-            for other in (await load_platforms(connection))[:1]:
+            stored = await load_platforms(connection)
+            for other in stored[:1]:
                 # If the old encryption key is lost, creating one now would hide it.
                 self.config_of(other)
-            await ensure_tasks(connection)
-            await migrate_platform(
-                connection,
-                plain.schema,
-                chosen_tables(config),
-                sdk_version=spec().sdk_version,
-                api_version=spec().api_version,
-                partitions=plain.partitions,
-            )
+            known = [
+                p for p in stored if p.schema == plain.schema and _bound(p, "") == _bound(plain, "")
+            ]
+            if not known:  # Else workers bring the tables to the settings, and fill what is new.
+                await ensure_tasks(connection)
+                await migrate_platform(
+                    connection,
+                    plain.schema,
+                    chosen_tables(config),
+                    sdk_version=spec().sdk_version,
+                    api_version=spec().api_version,
+                    partitions=plain.partitions,
+                )
             platform = structs.replace(
                 plain,
                 api_key=self.encryptor.seal(key.reveal(), bound=_bound(plain, "key")),
@@ -143,8 +149,13 @@ class PlatformVault:
                 ),
             )
             async with connection.transaction():
-                await insert_platform(connection, platform)
-                await begin(connection, platform.schema, [platform.account_id])
+                if known:
+                    kept = platform.webhook_secrets or known[0].webhook_secrets
+                    platform = structs.replace(platform, webhook_secrets=kept)
+                    await update_platform(connection, platform)
+                else:
+                    await insert_platform(connection, platform)
+                    await begin(connection, platform.schema, [platform.account_id])
             return await get_platform(connection, platform.id)
 
     async def add_webhook_secret(self, platform_id: str, secret: str) -> SealedPlatform:
