@@ -71,20 +71,15 @@ async def read_platforms(connection: Connection) -> PlatformsStatus:
     )
 
 
+_AS_STORED = "id schema account_id livemode paused key_hint stripe_url partitions created_at"
+
+
 async def read_platform(connection: Connection, platform: SealedPlatform) -> PlatformStatus:
     """Return how one platform stands."""
     pace = await sweep_pace(connection, platform.id)
     return PlatformStatus(
-        id=platform.id,
-        schema=platform.schema,
-        account_id=platform.account_id,
-        livemode=platform.livemode,
-        paused=platform.paused,
-        key_hint=platform.key_hint,
-        stripe_url=platform.stripe_url,
-        partitions=platform.partitions,
+        **{name: getattr(platform, name) for name in _AS_STORED.split()},
         webhook_secrets=len(platform.webhook_secrets),
-        created_at=platform.created_at,
         accounts=AccountCounts(pace.active, pace.revoked, pace.troubled),
         looks_per_s=pace.looks_per_s,
         oldest_look_s=pace.oldest_look_s,

@@ -65,17 +65,16 @@ class PlatformAccount(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str | None
 
 
-_COLUMNS = (
-    "id, schema, partitions, api_key, key_hint, webhook_secrets, stripe_url, settings::text AS settings,"
-    " account_id, livemode, paused, created_at"
+_STORED = (
+    "id, schema, partitions, api_key, key_hint, webhook_secrets, stripe_url, settings, account_id,"
+    " livemode, paused"
 )
-
-_INSERT = """
-INSERT INTO pinstripe.platform (id, schema, partitions, api_key, key_hint, webhook_secrets, stripe_url,
-  settings, account_id, livemode, paused)
+_INSERT = f"""
+INSERT INTO pinstripe.platform ({_STORED})
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9, $10, $11)
 """
 
+_CHANGED = "id, api_key, key_hint, webhook_secrets, settings, paused"
 _UPDATE = """
 UPDATE pinstripe.platform SET api_key = $2, key_hint = $3, webhook_secrets = $4,
   settings = $5::text::jsonb, paused = $6 WHERE id = $1
@@ -133,7 +132,9 @@ async def load_platforms(connection: Connection) -> list[SealedPlatform]:
     with translated():
         if await connection.fetchval("SELECT to_regclass('pinstripe.platform')") is None:
             return []
-        rows = await connection.fetch(f"SELECT {_COLUMNS} FROM pinstripe.platform ORDER BY id")
+        rows = await connection.fetch(
+            f"SELECT {_STORED}, created_at FROM pinstripe.platform ORDER BY id"
+        )
     return [_sealed(row) for row in rows]
 
 
@@ -154,20 +155,7 @@ async def insert_platform(connection: Connection, platform: SealedPlatform) -> N
         try:
             async with connection.transaction():
                 await _refuse_taken(connection, platform)
-                await connection.execute(
-                    _INSERT,
-                    platform.id,
-                    platform.schema,
-                    platform.partitions,
-                    platform.api_key,
-                    platform.key_hint,
-                    list(platform.webhook_secrets),
-                    platform.stripe_url,
-                    msgspec.json.encode(platform.settings).decode(),
-                    platform.account_id,
-                    platform.livemode,
-                    platform.paused,
-                )
+                await connection.execute(_INSERT, *_values(platform, _STORED))
                 await connection.execute(
                     "UPDATE pinstripe.sync SET platform_id = $1, account_id = $2, livemode = $3"
                     " WHERE schema = $4",
@@ -185,14 +173,10 @@ async def insert_platform(connection: Connection, platform: SealedPlatform) -> N
 
 
 async def _refuse_taken(connection: Connection, platform: SealedPlatform) -> None:
-    if await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM pinstripe.stored_sync WHERE id = $1)", platform.id
-    ):
-        raise _taken(f'id "{platform.id}"')
-    if await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM pinstripe.stored_sync WHERE schema = $1)", platform.schema
-    ):
-        raise _taken(f'schema "{platform.schema}"')
+    for name, value in (("id", platform.id), ("schema", platform.schema)):
+        taken = f"SELECT EXISTS (SELECT FROM pinstripe.stored_sync WHERE {name} = $1)"
+        if await connection.fetchval(taken, value):
+            raise _taken(f'{name} "{value}"')
 
 
 def _taken(what: str) -> Misconfigured:
@@ -207,15 +191,7 @@ async def update_platform(connection: Connection, platform: SealedPlatform) -> N
     """Replace key, webhook secrets, settings and pause. Raises UnknownSync."""
     with translated():
         async with connection.transaction():
-            done = await connection.execute(
-                _UPDATE,
-                platform.id,
-                platform.api_key,
-                platform.key_hint,
-                list(platform.webhook_secrets),
-                msgspec.json.encode(platform.settings).decode(),
-                platform.paused,
-            )
+            done = await connection.execute(_UPDATE, *_values(platform, _CHANGED))
             await connection.execute(_NOTIFY)
     if done == "UPDATE 0":
         raise _unknown()
@@ -284,6 +260,13 @@ def _unknown() -> UnknownSync:
     return UnknownSync(
         "There is no platform of this id.", hint="`pinstripe platform list` shows those that are."
     )
+
+
+def _values(platform: SealedPlatform, columns: str) -> list[object]:
+    """The values of these columns, as a statement takes them."""
+    settings = msgspec.json.encode(platform.settings).decode()
+    names = columns.split(", ")
+    return [settings if name == "settings" else getattr(platform, name) for name in names]
 
 
 def _sealed(row: asyncpg.Record) -> SealedPlatform:
