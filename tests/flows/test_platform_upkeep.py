@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -508,3 +509,29 @@ async def test_a_platform_that_is_added_again_gets_the_key_and_settings_and_keep
         )
         with pytest.raises(Misconfigured, match="already"):
             await vault.add(other)
+
+
+async def test_status_names_what_no_account_of_a_platform_may_read(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        sim.control.key("rk_test_noCharges", denied=["charge_read"])
+        restricted = replace(sim, key="rk_test_noCharges")
+        vault = await add_platform(database, restricted, tmp_path, tables="customer,charge,event")
+        async with working(vault):
+            await copied(database, [sim.account.id, *sim.control.accounts()])
+        await pg.execute(
+            'INSERT INTO pinstripe.quarantine (schema, "table", id, sqlstate, reason, remedy)'
+            " VALUES ($1, 'customer', 'cus_1', '23514', 'A constraint of yours refuses it.', 'Drop it.')",
+            scope_of(SCHEMA, sim.account.id),
+        )
+        said = (await command(database, tmp_path, "status")).out
+        assert "  charge is not whole in 2 accounts: " in said
+        assert "charge_read" in said
+        refused = "customer is not whole in 1 account: A constraint of yours refuses it. Drop it."
+        assert refused in said
+        told = json.loads((await command(database, tmp_path, "status", "--json")).out)
+        assert sorted(row[:2] for row in told["lacking"][PLATFORM]) == [
+            ["charge", 2],
+            ["customer", 1],
+        ]

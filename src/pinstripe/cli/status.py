@@ -27,13 +27,16 @@ from pinstripe.cli.runtime import show
 from pinstripe.cli.summary import counted, refused_lines
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
-from pinstripe.errors import Misconfigured, PinstripeError
+from pinstripe.errors import Misconfigured, PinstripeError, redact
 from pinstripe.service import open_database, postgres_dir
-from pinstripe.store.platforms.status import PlatformsStatus, read_platforms
+from pinstripe.store.platforms.status import PlatformsStatus, read_lacking, read_platforms
 from pinstripe.store.pool import Connection, connect
 from pinstripe.store.session import account_of
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import load_syncs
+
+Lacking = Mapping[str, Sequence[tuple[str, int, str, str]]]
+"""By platform: (table, in how many accounts, why, remedy)."""
 
 _NOTHING_HINT = "Sync an account first: pinstripe sync, or pinstripe demo."
 
@@ -46,14 +49,15 @@ async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool
             connection, schema=config.schema if one_schema else None, exact=exact
         )
         platforms = await read_platforms(connection)
+        lacking = {p.id: await read_lacking(connection, p.id) for p in platforms.platforms}
     if not found and (one_schema or not platforms.platforms):
         where = f'in the schema "{config.schema}"' if one_schema else "in this database"
         raise Misconfigured(f"Nothing has been synced yet {where}.", hint=_NOTHING_HINT)
     if as_json:
-        show(_as_json(found, platforms))
+        show(_as_json(found, platforms, lacking))
     else:
         texts = [_as_text(s) for s in found]
-        texts += [] if one_schema else platforms_text(platforms)
+        texts += [] if one_schema else platforms_text(platforms, lacking)
         show("\n\n".join(texts))
     return 0
 
@@ -80,17 +84,17 @@ async def check_synced(connection: Connection, schema: str) -> None:
         )
 
 
-def _as_json(statuses: list[SchemaStatus], platforms: PlatformsStatus) -> str:
+def _as_json(statuses: list[SchemaStatus], platforms: PlatformsStatus, lacking: Lacking) -> str:
     """Times are UTC and in whole seconds, as in the text."""
     syncs = msgspec.to_builtins(statuses, builtin_types=(datetime,))
     found = {"syncs": syncs}
     if platforms.platforms:
-        found |= msgspec.to_builtins(platforms, builtin_types=(datetime,))
+        found |= msgspec.to_builtins(platforms, builtin_types=(datetime,)) | {"lacking": lacking}
     return json.dumps(found, default=_time)
 
 
-def platforms_text(found: PlatformsStatus) -> list[str]:
-    """A paragraph for each platform, and one for the workers of all."""
+def platforms_text(found: PlatformsStatus, lacking: Lacking) -> list[str]:
+    """A paragraph for each platform, with what its accounts lack, and one for the workers of all."""
     texts: list[str] = []
     for one in found.platforms:
         mode = "live mode" if one.livemode else "test mode"
@@ -102,6 +106,10 @@ def platforms_text(found: PlatformsStatus) -> list[str]:
             "revoked their authorization",
             f"  {one.looks_per_s:.1f} polls of event lists a second; the oldest poll was "
             f"{timedelta(seconds=round(one.oldest_look_s or 0.0))} ago; {one.late:,} are late",
+            *(
+                f"  {table} is not whole in {counted(count, 'account')}: {redact(why)} {redact(remedy)}"
+                for table, count, why, remedy in lacking[one.id]
+            ),
         ]
         texts.append("\n".join(lines))
     if texts:

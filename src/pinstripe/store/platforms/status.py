@@ -15,7 +15,7 @@ from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
 from pinstripe.store.platforms.sweep import sweep_pace
 from pinstripe.store.platforms.tasks import waiting_tasks
 from pinstripe.store.platforms.workers import WorkerStatus, live_workers
-from pinstripe.store.pool import Connection
+from pinstripe.store.pool import Connection, translated
 
 
 class AccountCounts(msgspec.Struct, frozen=True):
@@ -57,6 +57,26 @@ class PlatformsStatus(msgspec.Struct, frozen=True):
     workers: list[WorkerStatus]
     tasks: dict[str, int]
     """Tasks that wait or run, by name."""
+
+
+_LACKING = """
+SELECT "table", count(DISTINCT schema), min(reason), coalesce(min(remedy), '')
+FROM (
+  SELECT c.schema, coalesce(c.position ->> 'table', c.stream) AS "table", c.permission, c.reason, c.remedy
+  FROM pinstripe.cursor c WHERE c.permission IS NOT NULL OR c.state = 'failed'
+  UNION ALL SELECT q.schema, q."table", q.sqlstate, q.reason, q.remedy FROM pinstripe.quarantine q) AS found
+JOIN pinstripe.sync s USING (schema)
+WHERE s.platform_id = $1 GROUP BY "table", permission ORDER BY 2 DESC, 1 LIMIT 30
+"""
+
+
+async def read_lacking(connection: Connection, platform_id: str) -> list[tuple[str, int, str, str]]:
+    """Return (table, in how many accounts, why, remedy) of what the key may not read, fails, or Postgres
+    refuses. Slow with many accounts: it reads all cursors.
+    """
+    with translated():
+        rows = await connection.fetch(_LACKING, platform_id)
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
 async def read_platforms(connection: Connection) -> PlatformsStatus:
