@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import asyncpg
@@ -134,6 +135,36 @@ async def test_something_new_requests_a_poll_that_is_owed_until_it_is_done(
         await platform.execute("UPDATE pinstripe.platform_account SET next_look_at = now()")
         again = {look.account_id: look for look in await sweep.claim_looks(platform, PLATFORM, 9)}
         assert again[A].is_owed == bool(news)
+
+
+async def test_a_wake_that_commits_while_a_poll_is_noted_stays_owed(
+    platform: asyncpg.Connection, database: str
+) -> None:
+    begun = await sweep.account_standing(platform, PLATFORM, A)
+    assert begun is not None
+    async with connect(database) as waking, connect(database) as watching:
+        async with waking.transaction():
+            assert await sweep.wake(waking, PLATFORM, SCHEMA, A)
+            done = sweep.polled(
+                platform,
+                PLATFORM,
+                A,
+                f"{SCHEMA}@{A}",
+                newest_event="evt_9",
+                newest_at=int(time.time()),
+                as_of=time.time(),
+                events=1,
+                again_s=None,
+                owed_at=begun.owed_at,
+            )
+            noting = asyncio.create_task(done)
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            while not await watching.fetchval(waits):  # noqa: ASYNC110 (a lock has no event)
+                await asyncio.sleep(0.02)
+        await noting
+        again = await sweep.account_standing(waking, PLATFORM, A)
+    assert again is not None
+    assert again.is_owed
 
 
 async def test_failures_pause_longer_and_longer(platform: asyncpg.Connection) -> None:

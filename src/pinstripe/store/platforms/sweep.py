@@ -140,7 +140,8 @@ FROM unnest($2::text[], $3::text[]) AS u (id, newest)
 WHERE a.platform_id = $1 AND a.account_id = u.id AND a.state = 'active'
 """
 
-# `owed_at` stands until a poll is done that began with it: one that fails is requested again.
+# `owed_at` stands until a poll is done that began with it: one that fails is requested again. It is read
+# under a lock: a wake that commits meanwhile would be overwritten with what there was before.
 _POLLED = f"""
 WITH settled AS (DELETE FROM pinstripe.platform_task WHERE scope = $8 AND task = 'poll')
 UPDATE pinstripe.platform_account a
@@ -152,7 +153,7 @@ FROM (
   SELECT greatest(last_event_at, to_timestamp($4)) AS last_event_at,
     CASE WHEN owed_at IS DISTINCT FROM $9 THEN owed_at
       ELSE clock_timestamp() + make_interval(secs => $7) END AS owed_at
-  FROM pinstripe.platform_account WHERE platform_id = $1 AND account_id = $2) AS u
+  FROM pinstripe.platform_account WHERE platform_id = $1 AND account_id = $2 FOR UPDATE) AS u
 WHERE a.platform_id = $1 AND a.account_id = $2
 """
 
