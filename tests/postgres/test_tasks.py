@@ -12,9 +12,11 @@ import pytest
 from pinstripe.errors import Drifted
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.platforms.tasks import (
+    DISCOVER,
     SCHEMA,
     drop_tasks,
     ensure_tasks,
+    request_discovery,
     request_tasks,
     take_up_stalled,
     waiting_tasks,
@@ -159,6 +161,19 @@ async def test_a_task_that_nobody_works_at_is_fetched_again(
     assert await take_up_stalled(tasks) == [], "it has just begun"
     await tasks.execute(f"UPDATE {SCHEMA}.procrastinate_jobs SET worker_id = NULL")
     assert await take_up_stalled(tasks) == [("poll", SCOPE)]
+    assert await fetch(tasks) is not None
+
+
+async def test_a_look_for_accounts_that_has_ended_unsaid_keeps_no_later_one_from_it(
+    tasks: asyncpg.Connection,
+) -> None:
+    await request_discovery(tasks)
+    assert await fetch(tasks) is not None
+    later = f"UPDATE {SCHEMA}.procrastinate_events SET at = at - interval '31 minutes'"
+    await tasks.execute(later)
+    assert await take_up_stalled(tasks) == [], "it may have many accounts"
+    await tasks.execute(later)
+    assert await take_up_stalled(tasks) == [(DISCOVER, "")]
     assert await fetch(tasks) is not None
 
 

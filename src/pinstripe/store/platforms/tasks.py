@@ -60,6 +60,9 @@ STALLED_S = 15.0
 _UNHELD_S = 30.0
 """A task that began so long ago, and whose account nobody holds, has ended without saying so."""
 
+_DISCOVERY_S = 3600.0
+"""The same of a look for new accounts, which holds no lease and takes minutes where there are many."""
+
 _WAIT_S = 60
 
 _NAME = "procrastinate"
@@ -147,9 +150,9 @@ WITH stalled AS (
   LEFT JOIN pinstripe.lease l ON l.schema = j.lock
   WHERE j.status = 'doing' AND (
     (w.last_heartbeat > clock_timestamp() - make_interval(secs => $1)) IS NOT TRUE
-    OR l.expires_at < clock_timestamp() AND NOT EXISTS (
-      SELECT FROM {SCHEMA}.procrastinate_events e WHERE e.job_id = j.id
-      AND e.at > clock_timestamp() - make_interval(secs => $2)))
+    OR coalesce(l.expires_at, '-infinity') < clock_timestamp() AND NOT EXISTS (
+      SELECT FROM {SCHEMA}.procrastinate_events e WHERE e.job_id = j.id AND e.at > clock_timestamp()
+      - make_interval(secs => CASE WHEN l.schema IS NULL THEN $3::float8 ELSE $2::float8 END)))
   FOR UPDATE OF j SKIP LOCKED),
 ended AS (DELETE FROM {SCHEMA}.procrastinate_jobs j USING stalled s WHERE j.id = s.id AND s.is_double),
 again AS (
@@ -162,7 +165,7 @@ SELECT j.task_name, j.lock FROM stalled s JOIN {SCHEMA}.procrastinate_jobs j USI
 async def take_up_stalled(connection: Connection) -> list[tuple[str, str]]:
     """Let the tasks be fetched again that nobody works at; return (task, scope) of each."""
     with translated():
-        rows = await connection.fetch(_TAKE_UP, STALLED_S, _UNHELD_S)
+        rows = await connection.fetch(_TAKE_UP, STALLED_S, _UNHELD_S, _DISCOVERY_S)
     return [(row[0], row[1]) for row in rows]
 
 
