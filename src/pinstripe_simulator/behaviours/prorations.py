@@ -8,6 +8,7 @@ such items are not discountable again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 
 from pinstripe_simulator.behaviours.invoices import Line, line_values
@@ -51,13 +52,10 @@ def _wait(
     amount: int,
     period: dict[str, int],
 ) -> None:
-    price, credit = item["price"], amount < 0
-    line = line_values(
-        amount=amount,
-        currency=price["currency"],
-        price=price,
-        quantity=int(item.get("quantity") or 0),
-    )
+    price, credit, quantity = item["price"], amount < 0, int(item.get("quantity") or 0)
+    line = line_values(amount=amount, currency=price["currency"], price=price, quantity=quantity)
+    # Its own share of the price, not the price: of what is given back it is negative.
+    line["pricing"]["unit_amount_decimal"] = f"{Decimal(amount) / (quantity or 1):.15g}"
     details = {"subscription": subscription["id"], "subscription_item": item["id"]}
     credited = {"invoice": subscription["latest_invoice"], "invoice_line_items": []}
     values: StripeObject = {

@@ -118,10 +118,11 @@ SELECT r.id, s.id, s.customer_id, r.currency, r.product_id, r.period_start,
                AND NOT (setting.trialing AND r.period_start < s.trial_end) THEN 0
            WHEN p.unit IS NULL AND NOT setting.tiers THEN 0
            ELSE {metrics}._sign(r.amount, r.proration, r.credits) * coalesce(
-               CASE WHEN p.unit IS NOT NULL THEN r.unit * {metrics}._quantity(
+               -- What a line says of its unit is, in a proration, its own share: negative in a credit.
+               CASE WHEN p.unit IS NOT NULL THEN coalesce(listed.unit, pg_catalog.abs(r.unit)) * {metrics}._quantity(
                    r.quantity, price.transform_quantity_divide_by, price.transform_quantity_round, setting.quantities) END,
                CASE WHEN NOT r.proration THEN r.amount END,
-               {metrics}._tiered(price.tiers, price.tiers_mode, r.quantity)
+               {metrics}._tiered(listed.tiers, price.tiers_mode, r.quantity)
            ) / p.months * CASE
                    WHEN setting.without_inclusive_tax AND r.taxes @> '[{"tax_behavior": "inclusive"}]' THEN {metrics}._without_tax(r.amount, r.discount_amounts, r.taxes) ELSE 1 END
        END,
@@ -134,6 +135,12 @@ JOIN {stripe}.subscription AS s ON s.id = r.subscription_id
 JOIN {metrics}._price AS p ON p.price_id = r.price_id
 JOIN {stripe}.price AS price ON price.id = r.price_id
 CROSS JOIN {metrics}.settings AS setting
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN price.currency = r.currency THEN p.unit
+                ELSE (price.currency_options -> r.currency ->> 'unit_amount_decimal')::numeric END,
+           CASE WHEN price.currency = r.currency THEN price.tiers
+                ELSE price.currency_options -> r.currency -> 'tiers' END
+) AS listed (unit, tiers)
 WHERE (r.is_item OR r.proration) AND r.period_start < coalesce(s.ended_at, r.period_end)
 
 --@ _item: What each item of each subscription is worth a month now.

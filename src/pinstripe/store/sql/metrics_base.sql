@@ -77,7 +77,7 @@ CREATE OR REPLACE FUNCTION {metrics}._tiered(tiers jsonb, mode text, quantity bi
         FROM pg_catalog.jsonb_array_elements($1) WITH ORDINALITY AS one (each, place)
     )
     SELECT CASE
-        WHEN $1 IS NULL THEN NULL
+        WHEN pg_catalog.jsonb_typeof($1) IS DISTINCT FROM 'array' THEN NULL
         WHEN $2 = 'volume' THEN (
             SELECT $3 * t.unit + t.flat FROM tier AS t
             WHERE t.up_to IS NULL OR $3 <= t.up_to ORDER BY t.place LIMIT 1)

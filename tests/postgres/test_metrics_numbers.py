@@ -1,0 +1,119 @@
+"""Revenue in cases that the lives of `tests/flows/test_metrics.py` have not, on rows as Stripe answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+from tests.postgres.writing import Writing, writing
+
+from pinstripe.client.response import StripeObject
+
+pytestmark = pytest.mark.migrated
+
+NAMES = (
+    *("customer", "subscription", "subscription_item", "price", "coupon", "discount"),
+    *("invoice", "line_item", "invoice_item"),
+)
+
+
+@pytest.fixture
+async def w(database: str) -> AsyncIterator[Writing]:
+    async with writing(database, *NAMES) as made:
+        yield made
+
+
+def month(ago: int) -> datetime:
+    """The first moment of a month before this one."""
+    today = datetime.now(UTC)
+    count = today.year * 12 + today.month - 1 - ago
+    return datetime(count // 12, count % 12 + 1, 1, tzinfo=UTC)
+
+
+def price(id: str, amount: int | None, currency: str = "usd", **more: object) -> StripeObject:
+    made: StripeObject = {"id": id, "object": "price", "currency": currency, "type": "recurring"}
+    made |= {"recurring": {"interval": "month", "interval_count": 1, "usage_type": "licensed"}}
+    made |= {"billing_scheme": "per_unit", "unit_amount": amount, "product": f"prod_{id}"}
+    return made | ({"unit_amount_decimal": str(amount)} if amount is not None else {}) | more
+
+
+def subscription(id: str, **more: object) -> StripeObject:
+    made: StripeObject = {"id": id, "object": "subscription", "customer": f"cus_{id}"}
+    made |= {"currency": "usd", "status": "active", "discounts": [], "latest_invoice": f"in_{id}"}
+    return made | {"start_date": int(month(3).timestamp())} | more
+
+
+def item(of: str, what: StripeObject, quantity: int = 1) -> StripeObject:
+    made: StripeObject = {"id": f"si_{of}_{what['id']}", "object": "subscription_item"}
+    return made | {"subscription": of, "price": what["id"], "quantity": quantity, "discounts": []}
+
+
+def invoice(id: str, of: str, **more: object) -> StripeObject:
+    parent = {"subscription_details": {"subscription": of}, "type": "subscription_details"}
+    made: StripeObject = {"id": id, "object": "invoice", "status": "paid", "parent": parent}
+    return made | {"billing_reason": "subscription_cycle", "amount_paid": 1} | more
+
+
+def line(
+    id: str,
+    of: str,
+    what: StripeObject,
+    begins: datetime,
+    ends: datetime,
+    *,
+    amount: int,
+    **more: object,
+) -> StripeObject:
+    """Stripe names the subscription in the parent alone (seen in live answers)."""
+    proration = bool(more.pop("proration", False))
+    details: StripeObject = {"subscription": of, "subscription_item": f"si_{of}_{what['id']}"}
+    details |= {"proration": proration, "invoice_item": None, "proration_details": None}
+    unit = str(amount) if proration else what.get("unit_amount_decimal")
+    pricing = {"price_details": {"price": what["id"], "product": what["product"]}}
+    made: StripeObject = {
+        "id": id,
+        "object": "line_item",
+        "invoice": more.pop("invoice", f"in_{of}"),
+    }
+    made |= {"amount": amount, "currency": what["currency"], "quantity": 1, "discounts": []}
+    made |= {"parent": {"type": "subscription_item_details", "subscription_item_details": details}}
+    made |= {"period": {"start": int(begins.timestamp()), "end": int(ends.timestamp())}}
+    made |= {"pricing": {**pricing, "type": "price_details", "unit_amount_decimal": unit}}
+    return made | {"discount_amounts": [], "taxes": []} | more
+
+
+async def put(w: Writing, *objects: StripeObject) -> None:
+    await w.put(*((one, 0, 1) for one in objects))
+
+
+async def worth(pg: asyncpg.Connection) -> dict[str, int]:
+    rows = await pg.fetch("SELECT subscription_id, mrr FROM metrics.subscription_mrr")
+    return {row[0]: row[1] for row in rows}
+
+
+async def at_end_of(pg: asyncpg.Connection, ago: int) -> dict[str, int]:
+    rows = await pg.fetch(
+        "SELECT subscription_id, mrr FROM metrics.subscription_month WHERE month = $1",
+        month(ago).date(),
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def test_a_proration_counts_by_its_price_and_not_by_its_share_of_it(w: Writing) -> None:
+    """Stripe says of a proration's unit what the share of it is: -600 where a unit costs 1000."""
+    small, large = price("small", 1000), price("large", 3000)
+    begins, ends = month(2) + timedelta(days=2), month(1) + timedelta(days=2)
+    changed = month(2) + timedelta(days=17)
+    await put(
+        w,
+        small,
+        large,
+        subscription("sub_1"),
+        invoice("in_sub_1", "sub_1"),
+        line("il_1", "sub_1", small, begins, ends, amount=1000),
+        line("il_2", "sub_1", small, changed, ends, amount=-600, proration=True),
+        line("il_3", "sub_1", large, changed, ends, amount=1800, proration=True),
+    )
+    assert await at_end_of(w.pg, 2) == {"sub_1": 3000}
