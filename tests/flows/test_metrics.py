@@ -231,7 +231,7 @@ def trials(sim: Running) -> Sums:
             and line["period"]["end"] > one["trial_end"]
             for invoice in invoices.values()
             for line in invoice["lines"]["data"]
-            if line.get("subscription") == one["id"]
+            if line["parent"]["subscription_item_details"]["subscription"] == one["id"]
         )
         row[2 if paid_for else 3] += 1
     return {key: (*row, _share(row[2], row[2] + row[3])) for key, row in rows.items()}

@@ -117,3 +117,16 @@ async def test_a_proration_counts_by_its_price_and_not_by_its_share_of_it(w: Wri
         line("il_3", "sub_1", large, changed, ends, amount=1800, proration=True),
     )
     assert await at_end_of(w.pg, 2) == {"sub_1": 3000}
+
+
+async def test_a_trial_converts_though_its_lines_do_not_name_the_subscription(w: Writing) -> None:
+    paid = price("paid", 1000)
+    trial = {
+        "trial_start": int(month(2).timestamp()),
+        "trial_end": int((month(2) + timedelta(days=7)).timestamp()),
+    }
+    first = line("il_1", "sub_1", paid, month(2) + timedelta(days=7), month(1), amount=1000)
+    await put(w, paid, subscription("sub_1", **trial), invoice("in_sub_1", "sub_1"), first)
+    row = await w.pg.fetchrow("SELECT month, converted FROM metrics.trial_conversion")
+    assert tuple(row or ()) == (month(2).date(), 1)
+    assert (await w.row("line_item", "il_1"))["subscription_id"] == "sub_1"

@@ -122,5 +122,4 @@ def line_of(item: StripeObject) -> Line:
             "invoice_item_details": None,
             "type": "subscription_item_details",
         },
-        "subscription": of["subscription"],
     }

@@ -203,7 +203,6 @@ def lines_of(ledger: Ledger, subscription: StripeObject) -> list[dict[str, Any]]
                     "end": item.get("current_period_end"),
                 },
                 parent=parent,
-                subscription=subscription["id"],
             )
         )
     return discounts.take_off(discounts.coupons_of(ledger, subscription), lines)

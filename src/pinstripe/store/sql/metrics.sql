@@ -466,8 +466,8 @@ WITH trial AS (
 ), paid AS (
     SELECT DISTINCT t.id
     FROM trial AS t
-    JOIN {stripe}.line_item AS l ON l.subscription_id = t.id
-    JOIN {stripe}.invoice AS i ON i.id = l.invoice_id
+    JOIN {stripe}.invoice AS i ON i.subscription_id = t.id
+    JOIN {stripe}.line_item AS l ON l.invoice_id = i.id
     WHERE i.status = 'paid' AND i.amount_paid > 0 AND l.amount > 0 AND l.period_end > t.trial_end
 )
 SELECT pg_catalog.date_trunc('month', t.trial_start AT TIME ZONE setting.time_zone)::date, t.currency,
