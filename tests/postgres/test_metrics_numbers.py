@@ -130,3 +130,45 @@ async def test_a_trial_converts_though_its_lines_do_not_name_the_subscription(w:
     row = await w.pg.fetchrow("SELECT month, converted FROM metrics.trial_conversion")
     assert tuple(row or ()) == (month(2).date(), 1)
     assert (await w.row("line_item", "il_1"))["subscription_id"] == "sub_1"
+
+
+async def test_a_fixed_amount_is_that_of_the_currency_and_of_its_products(w: Writing) -> None:
+    one, other, euros = price("one", 3000), price("other", 2000), price("euros", 5000, "eur")
+    off = {"amount_off": 1000, "currency": "usd", "duration": "forever"}
+    coupon: StripeObject = {"id": "co_1", "object": "coupon", **off}
+    coupon["currency_options"] = {"usd": {"amount_off": 1000}, "eur": {"amount_off": 900}}
+    limited: StripeObject = {"id": "co_2", "object": "coupon", **off}
+    limited["applies_to"] = {"products": ["prod_one"]}
+    discounts: list[StripeObject] = [
+        {"id": f"di_{n}", "object": "discount", "source": {"coupon": f"co_{n}", "type": "coupon"}}
+        for n in (1, 2)
+    ]
+    begins, ends = month(2), month(1)
+    taken = {"discount_amounts": [{"amount": 900, "discount": "di_1"}]}
+    limits = {"discounts": ["di_2"]}
+    await put(
+        w,
+        *(one, other, euros, coupon, limited, *discounts),
+        subscription("sub_eur", currency="eur", discounts=["di_1"]),
+        item("sub_eur", euros),
+        invoice("in_sub_eur", "sub_eur"),
+        line("il_1", "sub_eur", euros, begins, ends, amount=5000, **taken),
+        subscription("sub_one", discounts=["di_2"]),
+        item("sub_one", one),
+        subscription("sub_other", discounts=["di_2"]),
+        item("sub_other", other),
+        invoice("in_sub_other", "sub_other"),
+        line("il_2", "sub_other", other, begins, ends, amount=2000, **limits),
+    )
+    assert await worth(w.pg) == {"sub_eur": 4100, "sub_one": 2000, "sub_other": 2000}
+    assert await at_end_of(w.pg, 2) == {"sub_eur": 4100, "sub_other": 2000}
+
+
+async def test_a_fixed_amount_takes_no_more_than_its_products_cost(w: Writing) -> None:
+    cheap, dear = price("cheap", 300), price("dear", 5000)
+    coupon: StripeObject = {"id": "co_1", "object": "coupon", "amount_off": 1000, "currency": "usd"}
+    coupon |= {"duration": "forever", "applies_to": {"products": ["prod_cheap"]}}
+    discount: StripeObject = {"id": "di_1", "object": "discount", "source": {"coupon": "co_1"}}
+    sold = subscription("sub_1", discounts=["di_1"])
+    await put(w, cheap, dear, coupon, discount, sold, item("sub_1", cheap), item("sub_1", dear))
+    assert await worth(w.pg) == {"sub_1": 5000}

@@ -46,7 +46,7 @@ SELECT p.id,
 FROM {stripe}.price AS p CROSS JOIN {metrics}.settings AS setting
 WHERE p.recurring_interval IS NOT NULL AND p.recurring_interval_count > 0
 
---@ _coupon: What each discount takes off, as far as the settings count it.
+--@ _coupon: What each discount takes off, as far as the settings count it. A fixed amount has a row for each currency.
 --  discount_id text: References discount.id
 --  factor numeric: What a percentage leaves: 0.75 for 25 % off
 --  amount_off numeric: A fixed amount off each invoice
@@ -54,10 +54,17 @@ WHERE p.recurring_interval IS NOT NULL AND p.recurring_interval_count > 0
 --  products text[]: The products that it is limited to; null for all
 --  ends timestamptz: When it runs out
 SELECT d.id, CASE WHEN c.percent_off IS NULL THEN 1 ELSE 1 - c.percent_off / 100 END,
-       coalesce(c.amount_off, 0), c.currency, nullif(c.applies_to_products, '{}'), d."end"
+       coalesce(off.amount, 0), off.currency, nullif(c.applies_to_products, '{}'), d."end"
 FROM {stripe}.discount AS d
 JOIN {stripe}.coupon AS c ON c.id = d.source_coupon_id
 CROSS JOIN {metrics}.settings AS setting
+CROSS JOIN LATERAL (
+    SELECT c.amount_off, c.currency
+  UNION ALL
+    SELECT (option.value ->> 'amount_off')::bigint, option.key
+    FROM pg_catalog.jsonb_each(c.currency_options) AS option
+    WHERE c.amount_off IS NOT NULL AND option.key <> c.currency
+) AS off (amount, currency)
 WHERE c.duration = ANY (CASE setting.discounts
     WHEN 'forever' THEN ARRAY['forever']
     WHEN 'recurring' THEN ARRAY['forever', 'repeating']
@@ -206,16 +213,20 @@ WITH item AS MATERIALIZED (
       AND (d.products IS NULL OR i.product_id = ANY (d.products))
     GROUP BY 1
 ), worth AS (
-    SELECT i.subscription_id, i.customer_id, i.currency, i.months, i.monthly,
+    SELECT i.subscription_id, i.customer_id, i.currency, i.product_id, i.months, i.monthly,
            i.monthly * coalesce(off.factor, 1) AS net, i.discounts
     FROM item AS i LEFT JOIN off ON off.place = i.place
 ), fixed AS (
-    SELECT each.subscription_id, pg_catalog.sum(d.amount_off / each.months) AS monthly
-    FROM (SELECT w.subscription_id, w.currency, one.id, pg_catalog.min(w.months) AS months
-          FROM worth AS w CROSS JOIN LATERAL pg_catalog.unnest(w.discounts) AS one (id)
+    SELECT each.subscription_id, pg_catalog.sum(least(each.amount_off / each.months, each.net)) AS monthly
+    FROM (SELECT w.subscription_id, d.discount_id, d.amount_off, pg_catalog.min(w.months) AS months,
+                 pg_catalog.sum(w.net) AS net
+          FROM worth AS w
+          CROSS JOIN LATERAL pg_catalog.unnest(w.discounts) AS one (id)
+          JOIN {metrics}._coupon AS d
+            ON d.discount_id = one.id AND d.currency = w.currency AND d.amount_off > 0
+          WHERE (d.ends IS NULL OR d.ends > pg_catalog.now())
+            AND (d.products IS NULL OR w.product_id = ANY (d.products))
           GROUP BY 1, 2, 3) AS each
-    JOIN {metrics}._coupon AS d ON d.discount_id = each.id AND d.currency = each.currency
-    WHERE d.amount_off > 0 AND (d.ends IS NULL OR d.ends > pg_catalog.now())
     GROUP BY 1
 )
 SELECT w.subscription_id, w.customer_id, w.currency,
@@ -258,7 +269,7 @@ WITH line AS MATERIALIZED (
     GROUP BY 1
 ), net AS MATERIALIZED (
     -- A line holds at the ends of the months from the one in which it starts to the one before it ends.
-    SELECT o.subscription_id, o.customer_id, o.currency, o.months, o.discounts,
+    SELECT o.subscription_id, o.customer_id, o.currency, o.product_id, o.months, o.discounts,
            o.monthly * coalesce(off.factor, 1) AS monthly,
            (12 * pg_catalog.date_part('year', span.first) + pg_catalog.date_part('month', span.first))::integer - 1
                AS first,
@@ -277,12 +288,15 @@ WITH line AS MATERIALIZED (
     FROM net AS n CROSS JOIN LATERAL pg_catalog.generate_series(n.first, n.last) AS m (month)
     GROUP BY 1, 2, 3, 4
 ), fixed AS (
-    SELECT each.month, each.subscription_id, pg_catalog.sum(each.amount_off / each.months) AS monthly
-    FROM (SELECT m.month, n.subscription_id, d.discount_id, d.amount_off, pg_catalog.min(n.months) AS months
+    SELECT each.month, each.subscription_id,
+           pg_catalog.sum(least(each.amount_off / each.months, greatest(each.net, 0))) AS monthly
+    FROM (SELECT m.month, n.subscription_id, d.discount_id, d.amount_off, pg_catalog.min(n.months) AS months,
+                 pg_catalog.sum(n.monthly) AS net
           FROM net AS n
           CROSS JOIN LATERAL pg_catalog.unnest(n.discounts) AS one (id)
           JOIN {metrics}._coupon AS d
             ON d.discount_id = one.id AND d.currency = n.currency AND d.amount_off > 0
+           AND (d.products IS NULL OR n.product_id = ANY (d.products))
           CROSS JOIN LATERAL pg_catalog.generate_series(n.first, n.last) AS m (month)
           GROUP BY 1, 2, 3, 4) AS each
     GROUP BY 1, 2
