@@ -172,3 +172,46 @@ async def test_a_fixed_amount_takes_no_more_than_its_products_cost(w: Writing) -
     sold = subscription("sub_1", discounts=["di_1"])
     await put(w, cheap, dear, coupon, discount, sold, item("sub_1", cheap), item("sub_1", dear))
     assert await worth(w.pg) == {"sub_1": 5000}
+
+
+async def test_tiers_are_those_of_the_currency(w: Writing) -> None:
+    """Stripe shows those of further currencies only where it is asked for each of them."""
+    tiers = [{"up_to": None, "unit_amount_decimal": "1000", "flat_amount_decimal": None}]
+    theirs = [{"up_to": None, "unit_amount_decimal": "150000", "flat_amount_decimal": None}]
+    tiered: StripeObject = {"billing_scheme": "tiered", "tiers_mode": "graduated", "tiers": tiers}
+    known = price("known", None, currency_options={"jpy": {"tiers": theirs}}) | tiered
+    not_shown = price("not_shown", None, currency_options={"jpy": {"tiers": None}}) | tiered
+    last = line("il_1", "sub_2", not_shown, month(0), month(0) + timedelta(days=31), amount=450_000)
+    await put(
+        w,
+        *(known, not_shown),
+        subscription("sub_1", currency="jpy"),
+        item("sub_1", known, 2),
+        subscription("sub_2", currency="jpy"),
+        item("sub_2", not_shown, 3),
+        invoice("in_sub_2", "sub_2"),
+        last | {"currency": "jpy", "quantity": 3},
+        subscription("sub_3"),
+        item("sub_3", known, 2),
+    )
+    assert await worth(w.pg) == {"sub_1": 300_000, "sub_2": 450_000, "sub_3": 2000}
+
+
+async def test_tax_in_a_price_is_taken_off_after_another_item_was_added(w: Writing) -> None:
+    """The latest invoice is then for the new item alone."""
+    old, new = price("old", 1200), price("new", 2400)
+    ends = month(0) + timedelta(days=31)
+    vat = {"taxes": [{"amount": 200, "tax_behavior": "inclusive"}]}
+    more = {"taxes": [{"amount": 400, "tax_behavior": "inclusive"}], "invoice": "in_2"}
+    await put(
+        w,
+        *(old, new),
+        subscription("sub_1", latest_invoice="in_2"),
+        item("sub_1", old),
+        item("sub_1", new),
+        invoice("in_sub_1", "sub_1"),
+        invoice("in_2", "sub_1"),
+        line("il_1", "sub_1", old, month(0), ends, amount=1200, **vat),
+        line("il_2", "sub_1", new, month(0), ends, amount=2400, proration=True, **more),
+    )
+    assert await worth(w.pg) == {"sub_1": 3000}

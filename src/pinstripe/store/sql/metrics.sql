@@ -168,8 +168,11 @@ SELECT s.id, s.customer_id, s.currency, price.product_id, p.months,
                    * CASE WHEN price.currency = s.currency THEN p.unit
                      ELSE (price.currency_options -> s.currency ->> 'unit_amount_decimal')::numeric END
                END,
-               {metrics}._tiered(price.tiers, price.tiers_mode, i.quantity), 0)
-               / p.months * coalesce(tax.factor, 1)
+               {metrics}._tiered(CASE WHEN price.currency = s.currency THEN price.tiers
+                   ELSE price.currency_options -> s.currency -> 'tiers' END, price.tiers_mode, i.quantity),
+               last.amount, earlier.amount, 0)
+               / p.months * CASE WHEN setting.without_inclusive_tax
+                   THEN coalesce(last.factor, earlier.factor, 1) ELSE 1 END
        END,
        coalesce(i.discounts, '{}') || CASE
            WHEN pg_catalog.cardinality(s.discounts) > 0 THEN s.discounts
@@ -181,12 +184,26 @@ JOIN {stripe}.price AS price ON price.id = i.price_id
 JOIN {metrics}._price AS p ON p.price_id = i.price_id
 LEFT JOIN {stripe}.customer AS c ON c.id = s.customer_id
 CROSS JOIN {metrics}.settings AS setting
+CROSS JOIN LATERAL (
+    -- Whether lines are asked: for the tax in the price, and in another currency for tiers, which Stripe leaves out.
+    SELECT setting.without_inclusive_tax AND price.tax_behavior IS DISTINCT FROM 'exclusive'
+        OR price.currency <> s.currency
+) AS asked (so)
 LEFT JOIN LATERAL (
-    SELECT pg_catalog.avg({metrics}._without_tax(l.amount, l.discount_amounts, l.taxes))
+    SELECT pg_catalog.avg({metrics}._without_tax(l.amount, l.discount_amounts, l.taxes)),
+           pg_catalog.max(l.amount) FILTER (WHERE l.proration IS NOT TRUE)
     FROM {stripe}.line_item AS l
-    WHERE setting.without_inclusive_tax AND price.tax_behavior IS DISTINCT FROM 'exclusive'
-      AND l.invoice_id = s.latest_invoice_id AND l.pricing_price_details ->> 'price' = i.price_id
-) AS tax (factor) ON true
+    WHERE asked.so AND l.invoice_id = s.latest_invoice_id AND l.pricing_price_details ->> 'price' = i.price_id
+) AS last (factor, amount) ON true
+LEFT JOIN LATERAL (
+    -- The latest invoice may be for another item alone, one that was added.
+    SELECT {metrics}._without_tax(l.amount, l.discount_amounts, l.taxes), l.amount
+    FROM {stripe}.invoice AS v
+    JOIN {stripe}.line_item AS l ON l.invoice_id = v.id
+    WHERE asked.so AND last.factor IS NULL AND v.subscription_id = s.id
+      AND l.pricing_price_details ->> 'price' = i.price_id AND l.proration IS NOT TRUE
+    ORDER BY l.period_end DESC LIMIT 1
+) AS earlier (factor, amount) ON true
 WHERE (s.status = 'active' OR s.status = 'past_due' AND setting.past_due
        OR s.status = 'unpaid' AND setting.unpaid OR s.status = 'trialing' AND setting.trialing
        OR s.status = 'paused' AND setting.paused)
