@@ -215,3 +215,31 @@ async def test_tax_in_a_price_is_taken_off_after_another_item_was_added(w: Writi
         line("il_2", "sub_1", new, month(0), ends, amount=2400, proration=True, **more),
     )
     assert await worth(w.pg) == {"sub_1": 3000}
+
+
+async def test_a_draft_that_was_deleted_counts_nothing(w: Writing) -> None:
+    """What it had taken up waits again, and counts there."""
+    small, large = price("small", 1000), price("large", 3000)
+    begins, ends = month(2) + timedelta(days=2), month(1) + timedelta(days=2)
+    changed = month(2) + timedelta(days=17)
+    details = {"subscription": "sub_1", "subscription_item": "si_1"}
+    waits: StripeObject = {
+        "id": "ii_1",
+        "object": "invoiceitem",
+        "proration": True,
+        "invoice": None,
+    }
+    waits |= {"amount": 1800, "currency": "usd", "quantity": 1, "discounts": []}
+    waits["parent"] = {"subscription_details": details, "type": "subscription_details"}
+    waits["period"] = {"start": int(changed.timestamp()), "end": int(ends.timestamp())}
+    waits["pricing"] = {"price_details": {"price": "large"}, "unit_amount_decimal": "1800"}
+    await put(
+        w,
+        *(small, large, waits),
+        subscription("sub_1"),
+        invoice("in_sub_1", "sub_1"),
+        line("il_1", "sub_1", small, begins, ends, amount=1000),
+        invoice("in_2", "sub_1", status="draft", deleted=True),
+        line("il_2", "sub_1", large, changed, ends, amount=1800, proration=True, invoice="in_2"),
+    )
+    assert await at_end_of(w.pg, 2) == {"sub_1": 4000}

@@ -100,14 +100,14 @@ WITH raw AS (
         FROM (SELECT coalesce(l.parent_subscription_item_details, l.parent_invoice_item_details))
             AS one (parent)
     ) AS details (subscription, proration, credits)
-    WHERE i.status = 'paid'
+    WHERE i.deleted IS NOT TRUE AND (i.status = 'paid'
        -- A subscription whose first invoice was never paid has never been active.
        OR i.status = 'open' AND setting.past_due AND (
            i.billing_reason IS DISTINCT FROM 'subscription_create'
            OR i.collection_method = 'send_invoice')
        OR i.status = 'uncollectible' AND setting.unpaid
        OR i.status IN ('draft', 'void') AND setting.paused
-       OR details.proration
+       OR details.proration)
   UNION ALL
     SELECT w.id, w.amount, w.currency, w.period_start, w.period_end, w.quantity, NULL,
            coalesce(w.discounts, '{}'), NULL, w.pricing_unit_amount_decimal,
