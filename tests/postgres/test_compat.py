@@ -166,6 +166,26 @@ async def test_an_address_of_fivetran_s_has_its_lines(database: str) -> None:
         assert line == "Main Street 1"
 
 
+async def test_an_object_that_stripe_does_not_have_is_null(database: str) -> None:
+    """`pause_collection IS NULL` found no subscription: all had `{}`."""
+    await make_schema(database, ["subscription", "charge"])
+    async with writing(database, "subscription", "charge") as w:
+        await set_compat(w.pg, SCHEMA, w.writer._tables, ["supabase"])
+        paused: StripeObject = {"id": "sub_2", "object": "subscription", "status": "active"}
+        paused["pause_collection"] = {"behavior": "void", "resumes_at": None}
+        plain: StripeObject = {"id": "sub_1", "object": "subscription", "pause_collection": None}
+        by: StripeObject = {"type": "wechat", "wechat": {"location": None}}
+        charge: StripeObject = {"id": "ch_1", "object": "charge", "payment_method_details": by}
+        await w.put((plain, 0, 1), (paused, 0, 1), (charge, 0, 1))
+        rows = await w.pg.fetch(
+            "SELECT id, pause_collection::text FROM stripe_supabase.subscriptions ORDER BY id"
+        )
+        assert [tuple(row) for row in rows] == [("sub_1", None), ("sub_2", '{"behavior": "void"}')]
+        # More columns than one function takes arguments.
+        details = "SELECT payment_method_details ->> 'type' FROM stripe_supabase.charges"
+        assert await w.pg.fetchval(details) == "wechat"
+
+
 async def test_a_view_does_without_the_tables_that_are_not_synced(database: str) -> None:
     names = ["charge", "transfer"]
     await make_schema(database, names)

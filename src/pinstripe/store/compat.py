@@ -237,15 +237,19 @@ def _as(shape: Shape, found: _Found, kind: str) -> str | None:
 
 
 def _object(columns: Sequence[Column]) -> str:
-    """An object that the table has in columns, without nulls."""
-    if len(columns) > _MOST_PAIRS:
-        return f"{_object(columns[:_MOST_PAIRS])} || {_object(columns[_MOST_PAIRS:])}"
-    values = ((c.path[1], f"t.{quote(c.name)}", c) for c in columns if c.read != "object")
-    pairs = ", ".join(
-        f"{literal(name)}, {_EPOCH.format(at) if c.type == 'timestamptz' else at}"
-        for name, at, c in values
-    )
-    return f"pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object({pairs}))"
+    """An object that the table has in columns, without nulls; null if nothing is in it, as where Stripe has
+    none: nobody finds what is not paused by `{}`.
+    """
+    shown = [c for c in columns if c.read != "object"]
+    pages = [shown[n : n + _MOST_PAIRS] for n in range(0, len(shown), _MOST_PAIRS)]
+    built = (f"pg_catalog.jsonb_build_object({', '.join(map(_pair, page))})" for page in pages)
+    return f"nullif(pg_catalog.jsonb_strip_nulls({' || '.join(built)}), '{{}}')"
+
+
+def _pair(column: Column) -> str:
+    at = f"t.{quote(column.name)}"
+    value = _EPOCH.format(at) if column.type == "timestamptz" else at
+    return f"{literal(column.path[1])}, {value}"
 
 
 def views(product: str, schema: str, known: Mapping[str, Table]) -> dict[str, str]:
