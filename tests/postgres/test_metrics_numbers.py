@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +11,7 @@ import pytest
 from tests.postgres.writing import Writing, writing
 
 from pinstripe.client.response import StripeObject
+from pinstripe.console.insights import panels
 
 pytestmark = pytest.mark.migrated
 
@@ -243,3 +245,17 @@ async def test_a_draft_that_was_deleted_counts_nothing(w: Writing) -> None:
         line("il_2", "sub_1", large, changed, ends, amount=1800, proration=True, invoice="in_2"),
     )
     assert await at_end_of(w.pg, 2) == {"sub_1": 4000}
+
+
+async def test_the_insights_show_the_day_of_the_settings(database: str) -> None:
+    """East of the server's time zone a day begins earlier: it was missing until it began there as well."""
+    async with writing(database, "charge", "upcoming_subscription_invoice") as w:
+        charge: StripeObject = {"id": "ch_1", "object": "charge", "currency": "usd"}
+        charge |= {"status": "succeeded", "amount_captured": 700, "created": int(time.time())}
+        await put(w, charge)
+        await w.pg.execute("UPDATE metrics.settings SET time_zone = 'Etc/GMT-14'")
+        await w.pg.execute("SET timezone = 'Etc/GMT+12'")
+        found = {panel.title: panel.sql for panel in panels("metrics", "usd")}
+        rows = await w.pg.fetch(found["Payments by day"])
+        assert (len(rows), rows[-1]["amount"]) == (30, 700)
+        assert await w.pg.fetch(found["Upcoming invoices"]) == []

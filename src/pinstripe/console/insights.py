@@ -172,7 +172,8 @@ ORDER BY month"""
 
 _PAYMENTS = """SELECT d.day::date, coalesce(payments, 0) AS payments, coalesce(amount, 0) AS amount,
   coalesce(failed, 0) AS failed, coalesce(failed_amount, 0) AS failed_amount
-FROM generate_series(current_date - 29, current_date, interval '1 day') AS d (day)
+FROM {settings} AS s CROSS JOIN LATERAL (SELECT (now() AT TIME ZONE s.time_zone)::date) AS local (today)
+CROSS JOIN LATERAL generate_series(today - 29, today, interval '1 day') AS d (day)
 LEFT JOIN {payment_by_day} AS p ON p.day = d.day::date AND p.currency = {currency}
 ORDER BY 1"""
 
@@ -181,8 +182,9 @@ FROM {failed_payment}
 WHERE currency = {currency} AND created > now() - interval '30 days'
 ORDER BY created DESC LIMIT 20"""
 
-_UPCOMING = """SELECT at::date AS day, count(*) AS invoices, sum(amount_due)::bigint AS amount_due
-FROM {upcoming_invoice}
+_UPCOMING = """SELECT (u.at AT TIME ZONE s.time_zone)::date AS day, count(*) AS invoices,
+  sum(u.amount_due)::bigint AS amount_due
+FROM {upcoming_invoice} AS u CROSS JOIN {settings} AS s
 WHERE currency = {currency} AND at BETWEEN now() AND now() + interval '30 days'
 GROUP BY 1 ORDER BY 1"""
 
