@@ -139,7 +139,9 @@ class Money:
         """A fee of its own, once in a while with the tax on it."""
         kind = self.dice.choice(("stripe_fee", "tax_fee", "network_cost"))
         tax = [("tax", amount // 5)] if self.dice.random() < 0.4 else []
-        self._book({"id": None, "currency": currency}, kind, -amount, fees=tax, category="fee")
+        # https://docs.stripe.com/reports/reporting-categories
+        category = {"network_cost": "network_cost", "tax_fee": "tax"}.get(kind, "fee")
+        self._book({"id": None, "currency": currency}, kind, -amount, fees=tax, category=category)
 
     def _hold_back(self, currency: str, amount: int) -> None:
         sign = self.dice.choice((-1, -1, 1))
@@ -269,7 +271,7 @@ class Reckoning:
             rest = -b["fee"] - sum(amount for _, amount in parts)
             if rest:
                 parts.append(("unspecified", rest))
-            if b["reporting_category"] == "fee":
+            if b["reporting_category"] in ("fee", "network_cost", "tax"):
                 parts.append((b["type"], b["amount"]))
             for kind, amount in parts:
                 row = sums[month, b["currency"], kind]

@@ -687,7 +687,8 @@ WITH fee AS (
     -- What it bears itself, such as tax, is among the fees above.
     SELECT b.created, b.currency, b.type, b.amount
     FROM {stripe}.balance_transaction AS b
-    WHERE b.reporting_category = 'fee' OR b.type IN ('stripe_fee', 'stripe_fx_fee', 'tax_fee')
+    WHERE b.reporting_category IN ('fee', 'network_cost')
+       OR b.type IN ('stripe_fee', 'stripe_fx_fee', 'tax_fee', 'network_cost')
 )
 SELECT pg_catalog.date_trunc('month', f.created AT TIME ZONE setting.time_zone)::date, f.currency, f.kind,
        pg_catalog.count(*), pg_catalog.sum(f.amount)::bigint
