@@ -16,6 +16,7 @@ from pinstripe.client.response import StripeObject
 from pinstripe.config.config import COMPAT, read_config
 from pinstripe.errors import Misconfigured
 from pinstripe.store.compat import set_compat, shapes, view_columns
+from pinstripe.store.migrate import effective_tables
 from pinstripe.store.roles import drop_reader, renew_reader
 
 LEAST = {"fivetran": 0.95, "supabase": 0.89, "sigma": 0.95}
@@ -184,6 +185,18 @@ async def test_an_object_that_stripe_does_not_have_is_null(database: str) -> Non
         # More columns than one function takes arguments.
         details = "SELECT payment_method_details ->> 'type' FROM stripe_supabase.charges"
         assert await w.pg.fetchval(details) == "wechat"
+
+
+async def test_a_column_of_another_type_costs_its_view_alone(database: str) -> None:
+    """As one that the user made a text: what reads parts of its JSON cannot be made, the rest goes on."""
+    names = ["charge", "customer"]
+    await make_schema(database, names)
+    async with writing(database, *names) as w:
+        column = "stripe.charge ALTER COLUMN billing_details_address"
+        await w.pg.execute(f"ALTER TABLE {column} TYPE text")
+        known = await effective_tables(w.pg, SCHEMA, w.writer._tables)
+        await set_compat(w.pg, SCHEMA, known, ["fivetran"])
+        assert await _views_of(w.pg, "stripe_fivetran") == ["customer"]
 
 
 async def test_a_view_does_without_the_tables_that_are_not_synced(database: str) -> None:

@@ -377,6 +377,8 @@ _LEFT = (
     asyncpg.DependentObjectsStillExistError,
     asyncpg.WrongObjectTypeError,
     asyncpg.LockNotAvailableError,
+    asyncpg.UndefinedFunctionError,  # These two: a column has another type than the catalog's.
+    asyncpg.DatatypeMismatchError,
 )
 
 
