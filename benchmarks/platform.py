@@ -195,7 +195,8 @@ class Arrivals:
 
     async def events(self, accounts: list[str]) -> dict[str, int]:
         async with self.pool.acquire() as connection:
-            return dict(await connection.fetch(_EVENTS, accounts))
+            rows = await connection.fetch(_EVENTS, accounts)
+        return {row[0]: row[1] for row in rows}
 
     async def more_than(self, account: str, before: int) -> None:
         self.waiting[account] += 1
