@@ -22,7 +22,10 @@ from pinstripe.store.erasures import erase, find_objects, schedule_deleted
 from pinstripe.store.pool import connect
 from pinstripe.store.rewrite import apply_policy, check_policy
 
-NAMES = ("account", "customer", "charge", "event", "payment_method", "product", "refund")
+NAMES = (
+    *("account", "charge", "customer", "dispute", "event", "file", "invoice", "payment_method"),
+    *("product", "refund", "tax_id"),
+)
 CHOSEN = {name: tables()[name] for name in NAMES}
 
 
@@ -89,6 +92,40 @@ async def test_an_erasure_reaches_what_refers_to_the_customer_and_what_only_they
     )
     assert json.loads(last) == {"name": [None, None]}
     assert await pg.fetchval("SELECT rows ->> 'refund' FROM pinstripe.erasure") == "1"
+
+
+async def test_what_many_customers_share_leads_from_one_to_no_other(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """A tax id of the account's own is on each invoice, a file can be evidence in many disputes."""
+
+    def billed(n: int, customer: str, charge: str) -> tuple[dict[str, object], ...]:
+        name = {"cus_1": "Anna", "cus_2": "Bert"}[customer]
+        evidence = {"refund_policy": "file_1", "customer_name": name}
+        return (
+            {"id": f"in_{n}", "object": "invoice", "customer": customer, "customer_name": name,
+             "account_tax_ids": ["txi_1"]},
+            {"id": f"dp_{n}", "object": "dispute", "charge": charge, "evidence": evidence},
+        )  # fmt: skip
+
+    await make_schema(database, NAMES)
+    own = {"id": "txi_1", "object": "tax_id", "value": "DE123"}
+    async with opened(database) as mirror:
+        await put(mirror, 0, *OBJECTS, own, {"id": "file_1", "object": "file"})
+        await put(mirror, 0, *billed(1, "cus_1", "ch_1"), *billed(2, "cus_2", "ch_2"))
+        async with connect(database) as connection:
+            await erase(connection, SCHEMA, "cus_1", reason="requested")
+        await put(mirror, 9, *billed(3, "cus_2", "ch_2"), *billed(4, "cus_1", "ch_1"))
+    names = await pg.fetch(
+        "SELECT id, customer_name FROM stripe.invoice"
+        " UNION ALL SELECT id, evidence_customer_name FROM stripe.dispute"
+    )
+    assert {row[0]: row[1] for row in names} == {
+        **{"in_1": None, "dp_1": None, "in_2": "Bert", "dp_2": "Bert"},
+        **{"in_3": "Bert", "dp_3": "Bert", "in_4": None, "dp_4": None},
+    }
+    assert await pg.fetchval("SELECT description FROM stripe.charge WHERE id = 'ch_2'")
+    assert await pg.fetchval("SELECT value FROM stripe.tax_id") == "DE123"
 
 
 async def test_a_writer_that_was_there_before_brings_nothing_back(

@@ -23,7 +23,7 @@ import structlog
 from pinstripe.catalog.personal import review
 from pinstripe.catalog.tables import LOGS, Column, Table, table_of_object
 from pinstripe.errors import ErasedMeanwhile, Misconfigured, Unreachable
-from pinstripe.rows.personal import ERASER, NOBODYS, Erased
+from pinstripe.rows.personal import ERASER, NOBODYS, Erased, is_shared
 from pinstripe.store.changes import NewChange, write_changes
 from pinstripe.store.ddl import like, literal, qualified, quote
 from pinstripe.store.pool import Connection, translated
@@ -36,34 +36,15 @@ _IDS = 1000
 _WAIT_S = 60.0
 _OWNED = frozenset(
     {
-        "bank_account",
-        "card",
-        "charge",
-        "checkout_session",
-        "confirmation_token",
-        "discount",
-        "dispute",
-        "file",
-        "identity_verification_report",
-        "identity_verification_session",
-        "invoice",
-        "mandate",
-        "payment_attempt_record",
-        "payment_intent",
-        "payment_method",
-        "payment_record",
-        "quote",
-        "refund",
-        "setup_attempt",
-        "setup_intent",
-        "source",
-        "subscription",
-        "subscription_schedule",
-        "tax_id",
+        *("bank_account", "card", "charge", "checkout_session", "confirmation_token", "discount"),
+        *("dispute", "file", "identity_verification_report", "identity_verification_session"),
+        *("invoice", "mandate", "payment_attempt_record", "payment_intent", "payment_method"),
+        *("payment_record", "quote", "refund", "setup_attempt", "setup_intent", "source"),
+        *("subscription", "subscription_schedule"),
     }
 )
 """Tables whose rows belong to one customer, so that what a customer's row refers to there is theirs too:
-the card of a single payment names no customer itself."""
+the card of a single payment names no customer itself. Not `tax_id`: those of customers name them."""
 _NAMED_IN_TEXT = frozenset({"related_customer"})
 """Texts that hold the id of a customer under another name than the object's."""
 
@@ -235,8 +216,10 @@ async def _check_known(
 
 
 def _links(table: Table) -> Iterator[Column]:
-    """Columns that hold ids of other objects."""
+    """Columns that hold ids of other objects, of one customer each."""
     for column in table.columns:
+        if is_shared(column):
+            continue
         if column.references or column.read in ("id", "ids"):
             yield column
         elif column.read == "text" and len(column.path) > 0:
