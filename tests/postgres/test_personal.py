@@ -24,9 +24,10 @@ from pinstripe.store.rewrite import apply_policy, check_policy
 
 NAMES = (
     *("account", "charge", "customer", "dispute", "event", "file", "invoice", "payment_method"),
-    *("product", "refund", "tax_id"),
+    *("product", "refund", "subscription", "tax_id", "upcoming_subscription_invoice"),
 )
 CHOSEN = {name: tables()[name] for name in NAMES}
+PREVIEWS = tables()["upcoming_subscription_invoice"]
 
 
 def opened(url: str, *, changes: bool = False) -> AbstractAsyncContextManager[Mirror]:
@@ -38,6 +39,14 @@ async def put(mirror: Mirror, at: float, *objects: Mapping[str, object]) -> None
     for obj in objects:
         mirror.extractor.object(dict(obj), found)
     await mirror.write([(found, AsOf(T0 + at, T0 + at + 1))])
+
+
+async def preview(mirror: Mirror, subscription: str, customer: str, name: str) -> None:
+    invoice: dict[str, object] = {"object": "invoice", "customer": customer}
+    invoice["customer_name"] = name
+    found, parents = RowSet(), {"subscription": subscription}
+    mirror.extractor.virtual(PREVIEWS.name, invoice, subscription, found, parents=parents)
+    await mirror.write([(found, AsOf(T0, T0 + 1))])
 
 
 def anna(**fields: object) -> dict[str, object]:
@@ -126,6 +135,21 @@ async def test_what_many_customers_share_leads_from_one_to_no_other(
     }
     assert await pg.fetchval("SELECT description FROM stripe.charge WHERE id = 'ch_2'")
     assert await pg.fetchval("SELECT value FROM stripe.tax_id") == "DE123"
+
+
+async def test_an_erasure_reaches_each_row_of_an_id_that_is_a_key_in_several_tables(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await make_schema(database, NAMES)
+    subscription = {"id": "sub_1", "object": "subscription", "latest_invoice": "in_1"}
+    invoice = {"id": "in_1", "object": "invoice", "customer": "cus_1"}
+    async with opened(database) as mirror:
+        await put(mirror, 0, anna(), {**subscription, "customer": "cus_1"}, invoice)
+        await preview(mirror, "sub_1", "cus_1", "Anna")
+    async with connect(database) as connection:
+        made = await erase(connection, SCHEMA, "cus_1", reason="requested")
+    assert made.rows == {"customer": 1, PREVIEWS.name: 1}
+    assert "Anna" not in await everything(pg)
 
 
 async def test_a_writer_that_was_there_before_brings_nothing_back(

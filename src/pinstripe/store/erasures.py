@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import structlog
@@ -103,17 +103,16 @@ async def find_objects(connection: Connection, schema: str, customer: str) -> di
         if table.object_type not in review().types.names and name not in LOGS | NOBODYS
     }
     found: dict[str, set[str]] = {"customer": {customer}}
-    fresh = {customer: "customer"}
+    fresh = {("customer", customer)}
     while fresh:
-        more: dict[str, str] = {}
-        ids = sorted(fresh)
+        # One id can be the key of rows in several tables: a subscription's, and its upcoming invoice's.
+        more = await _referred(connection, schema, tables, fresh)
+        ids = sorted({key for _, key in fresh})
         for table in tables.values():
-            for key in await _referring(connection, schema, table, ids):
-                more.setdefault(key, table.name)
-        for name, key in await _referred(connection, schema, tables, fresh):
-            more.setdefault(key, name)
-        fresh = {k: t for k, t in more.items() if k not in found.get(t, ())}
-        for key, name in fresh.items():
+            keys = await _referring(connection, schema, table, ids)
+            more |= {(table.name, key) for key in keys}
+        fresh = {(name, key) for name, key in more if key not in found.get(name, ())}
+        for name, key in fresh:
             found.setdefault(name, set()).add(key)
     await _check_known(connection, schema, tables, found, customer)
     return found
@@ -250,12 +249,12 @@ async def _referring(
 
 
 async def _referred(
-    connection: Connection, schema: str, tables: Mapping[str, Table], fresh: Mapping[str, str]
-) -> list[tuple[str, str]]:
+    connection: Connection, schema: str, tables: Mapping[str, Table], fresh: Set[tuple[str, str]]
+) -> set[tuple[str, str]]:
     """(table, key) of what these rows refer to in tables whose rows belong to one customer."""
-    found: list[tuple[str, str]] = []
+    found: set[tuple[str, str]] = set()
     for table in tables.values():
-        keys = [key for key, name in fresh.items() if name == table.name]
+        keys = [key for name, key in fresh if name == table.name]
         links = [(c, t) for c in table.columns for t in c.references if t in _OWNED and t in tables]
         for column, target in links if keys else ():
             one = quote(column.name)
@@ -267,7 +266,7 @@ async def _referred(
                 f" ON o.{quote(tables[target].key[0])} = r.id",
                 keys,
             )
-            found += [(target, row[0]) for row in rows]
+            found |= {(target, row[0]) for row in rows}
     return found
 
 
