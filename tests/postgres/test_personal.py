@@ -16,10 +16,11 @@ from pinstripe.catalog.tables import tables
 from pinstripe.client.response import AsOf
 from pinstripe.errors import Misconfigured
 from pinstripe.mirror import Mirror, open_mirror
+from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.rows.extract import RowSet
 from pinstripe.rows.personal import Personal
 from pinstripe.store.erasures import erase, find_objects, schedule_deleted
-from pinstripe.store.pool import connect
+from pinstripe.store.pool import Connection, connect
 from pinstripe.store.rewrite import apply_policy, check_policy
 
 NAMES = (
@@ -150,6 +151,27 @@ async def test_an_erasure_reaches_each_row_of_an_id_that_is_a_key_in_several_tab
         made = await erase(connection, SCHEMA, "cus_1", reason="requested")
     assert made.rows == {"customer": 1, PREVIEWS.name: 1}
     assert "Anna" not in await everything(pg)
+
+
+async def test_an_erasure_reaches_what_the_change_feed_holds_of_rows_that_are_gone(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """A preview goes when its subscription ends, as it does when the customer is deleted."""
+
+    async def end(connection: Connection) -> None:
+        assert await delete_rows(connection, SCHEMA, PREVIEWS, "true") == 2
+
+    await make_schema(database, NAMES)
+    async with opened(database, changes=True) as mirror:
+        await put(mirror, 0, anna(), {"id": "sub_1", "object": "subscription", "customer": "cus_1"})
+        await preview(mirror, "sub_1", "cus_1", "Anna")
+        await preview(mirror, "sub_2", "cus_2", "Bert")
+        await mirror.write([], effect=end)
+    async with connect(database) as connection:
+        await erase(connection, SCHEMA, "cus_1", reason="requested")
+    text = await everything(pg)
+    assert "Anna" not in text
+    assert text.count("Bert") == 2
 
 
 async def test_a_writer_that_was_there_before_brings_nothing_back(

@@ -28,7 +28,7 @@ from pinstripe.store.changes import NewChange, write_changes
 from pinstripe.store.ddl import like, literal, qualified, quote
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.rewrite import existing_tables, rewrite, rewrite_feed
-from pinstripe.store.session import schema_of
+from pinstripe.store.session import SCOPES_OF, schema_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -113,6 +113,9 @@ async def find_objects(connection: Connection, schema: str, customer: str) -> di
             more |= {(table.name, key) for key in keys}
         fresh = {(name, key) for name, key in more if key not in found.get(name, ())}
         for name, key in fresh:
+            found.setdefault(name, set()).add(key)
+    for name, key in await _gone(connection, schema, found):
+        if name in tables:
             found.setdefault(name, set()).add(key)
     await _check_known(connection, schema, tables, found, customer)
     return found
@@ -268,6 +271,20 @@ async def _referred(
             )
             found |= {(target, row[0]) for row in rows}
     return found
+
+
+async def _gone(
+    connection: Connection, schema: str, found: Mapping[str, set[str]]
+) -> list[tuple[str, str]]:
+    """(table, key) of deleted rows that referred to these: the change feed has what they held."""
+    rows = await connection.fetch(
+        f'SELECT DISTINCT "table", id FROM pinstripe.change WHERE schema IN {SCOPES_OF}'
+        " AND kind = 'delete' AND EXISTS"
+        " (SELECT FROM jsonb_each(changes) c WHERE c.value ->> 0 = ANY($2))",
+        schema,
+        sorted(set().union(*found.values())),
+    )
+    return [(name, key) for name, key in rows]
 
 
 async def _wait_for_writers(connection: Connection, noted: str) -> None:
