@@ -86,6 +86,18 @@ def test_an_event_is_cleaned_by_the_type_that_it_carries() -> None:
     assert json.loads(kept["data_previous_attributes"]) == {"email": None, "balance": 4}
 
 
+def test_what_a_thin_event_says_of_before_and_after_is_cleaned_by_names() -> None:
+    changes = {
+        "before": {"email": "old@example.com", "new_field": "a@example.com"},
+        "after": {"email": "a@example.com", "balance": 5, "address": {"city": "Berlin"}},
+    }
+    thin = {"id": "evt_1", "object": "v2.core.event", "type": "v1.customer.updated"}
+    assert json.loads(columns({**thin, "changes": changes}, DROP)["changes"]) == {
+        "before": {"email": None, "new_field": None},
+        "after": {"email": None, "balance": 5, "address": None},
+    }
+
+
 def test_the_parts_of_a_date_of_birth_go_though_they_are_numbers() -> None:
     person = {"id": "person_1", "object": "person", "dob": {"day": 7, "month": 8, "year": 1990}}
     assert not {name for name in columns(person, DROP) if name.startswith("dob")}
