@@ -192,6 +192,36 @@ async def test_a_writer_that_was_there_before_brings_nothing_back(
     assert await pg.fetchval("SELECT count(*) FROM stripe.refund") == 2
 
 
+async def test_what_rows_of_an_erased_customer_refer_to_is_erased_when_it_comes(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """The card of a single payment names no customer."""
+
+    def paid(n: int) -> dict[str, object]:
+        return {
+            "id": f"ch_{n}",
+            "object": "charge",
+            "customer": "cus_1",
+            "payment_method": f"pm_{n}",
+        }
+
+    def card(n: int) -> dict[str, object]:
+        return {"id": f"pm_{n}", "object": "payment_method", "billing_details": {"name": "Anna"}}
+
+    await make_schema(database, NAMES)
+    async with opened(database) as mirror:
+        await put(mirror, 0, anna(), paid(1))
+        async with connect(database) as connection:
+            await erase(connection, SCHEMA, "cus_1", reason="requested")
+        await put(mirror, 5, card(1), card(2), paid(2), paid(3))
+    async with opened(database) as mirror:
+        await put(mirror, 5, card(3), {**card(4), "billing_details": {"name": "Bert"}})
+    text = await everything(pg)
+    assert "Anna" not in text
+    assert "Bert" in text
+    assert await pg.fetchval("SELECT count(*) FROM stripe.payment_method") == 4
+
+
 async def test_an_erasure_waits_for_transactions_that_began_before_it(
     database: str, pg: asyncpg.Connection
 ) -> None:

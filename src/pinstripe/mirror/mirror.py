@@ -366,16 +366,21 @@ class Mirror:
         return batch
 
     def _forget_erased(self, jobs: Sequence[Job]) -> list[tuple[str, str]]:
-        """Erase the rows of erased customers; return those that were not known to be theirs."""
+        """Erase the rows of erased customers; return (table, key) of what was not known to be theirs."""
         erased = self.extractor.erased
         if not erased.ids:
             return []
-        places = [place for job in jobs for row_set, _ in job.parts for place in row_set.places()]
-        return [
-            (name, key)
+        places = [each for job in jobs for row_set, _ in job.parts for each in row_set.places()]
+        found: list[tuple[str, str]] = []
+        # Again after news: a row may stand before the one that tells whose it is.
+        while new := [
+            place
             for name, key, row in places
-            if name in self.tables and erased.forget(self.tables[name], key, row)
-        ]
+            if name in self.tables
+            for place in erased.forget(self.tables[name], key, row)
+        ]:
+            found += new
+        return found
 
     async def _commit(self, sink: Sink, jobs: list[Job]) -> list[Conflict]:
         steps = steps_of(jobs)

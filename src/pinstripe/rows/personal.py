@@ -238,15 +238,21 @@ class Erased:
         self.version = 0
         self.ids: set[str] = set()
 
-    def forget(self, table: Table, key: str, row: list[Value]) -> bool:
-        """Erase a row that belongs to one of the objects; return whether it is a new one of them."""
+    def forget(self, table: Table, key: str, row: list[Value]) -> list[tuple[str, str]]:
+        """Erase a row that belongs to one of the objects; return (table, key) of what is new of theirs: the
+        row, and what it refers to. That comes later, if at all, and may name nobody.
+        """
         if not self.ids or not self._belongs(table, key, row):
-            return False
+            return []
         ERASER.clean(table, row)
-        if key in self.ids:
-            return False
-        self.ids.add(key)
-        return True
+        theirs = [
+            (column.references[0], value)
+            for column, value in zip(table.columns, row, strict=False)
+            if len(column.references) == 1 and column.references[0] in OWNED and type(value) is str
+        ]
+        new = [place for place in ((table.name, key), *theirs) if place[1] not in self.ids]
+        self.ids.update(place[1] for place in new)
+        return new
 
     def _belongs(self, table: Table, key: str, row: list[Value]) -> bool:
         if table.name in NOBODYS:
@@ -264,6 +270,18 @@ class Erased:
             for column, v in zip(table.columns, row, strict=False)
         )
 
+
+OWNED = frozenset(
+    {
+        *("bank_account", "card", "charge", "checkout_session", "confirmation_token", "discount"),
+        *("dispute", "file", "identity_verification_report", "identity_verification_session"),
+        *("invoice", "mandate", "payment_attempt_record", "payment_intent", "payment_method"),
+        *("payment_record", "quote", "refund", "setup_attempt", "setup_intent", "source"),
+        *("subscription", "subscription_schedule"),
+    }
+)
+"""Tables whose rows belong to one customer, so that what a customer's row refers to there is theirs too:
+the card of a single payment names no customer itself. Not `tax_id`: those of customers name them."""
 
 NOBODYS = frozenset(
     {"account", "application", "person", "v2_core_account", "v2_core_account_person"}

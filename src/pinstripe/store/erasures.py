@@ -23,7 +23,7 @@ import structlog
 from pinstripe.catalog.personal import review
 from pinstripe.catalog.tables import LOGS, Column, Table, table_of_object
 from pinstripe.errors import ErasedMeanwhile, Misconfigured, Unreachable
-from pinstripe.rows.personal import ERASER, NOBODYS, Erased, is_shared
+from pinstripe.rows.personal import ERASER, NOBODYS, OWNED, Erased, is_shared
 from pinstripe.store.changes import NewChange, write_changes
 from pinstripe.store.ddl import like, literal, qualified, quote
 from pinstripe.store.pool import Connection, translated
@@ -34,17 +34,6 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _IDS = 1000
 _WAIT_S = 60.0
-_OWNED = frozenset(
-    {
-        *("bank_account", "card", "charge", "checkout_session", "confirmation_token", "discount"),
-        *("dispute", "file", "identity_verification_report", "identity_verification_session"),
-        *("invoice", "mandate", "payment_attempt_record", "payment_intent", "payment_method"),
-        *("payment_record", "quote", "refund", "setup_attempt", "setup_intent", "source"),
-        *("subscription", "subscription_schedule"),
-    }
-)
-"""Tables whose rows belong to one customer, so that what a customer's row refers to there is theirs too:
-the card of a single payment names no customer itself. Not `tax_id`: those of customers name them."""
 _NAMED_IN_TEXT = frozenset({"related_customer"})
 """Texts that hold the id of a customer under another name than the object's."""
 
@@ -142,9 +131,9 @@ async def erase(connection: Connection, schema: str, customer: str, *, reason: s
     for name, keys in (await find_objects(connection, schema, customer)).items():
         found.setdefault(name, set()).update(keys)
     with translated():
-        await note_erased(
-            connection, schema=schema, places=[(t, k) for t, keys in found.items() for k in keys]
-        )
+        places = [(table, key) for table, keys in found.items() for key in keys]
+        places += await _referred(connection, schema, tables, set(places), is_there=False)
+        await note_erased(connection, schema=schema, places=places)
         rows = await _clean(connection, schema, tables, found)
         await connection.execute(
             "INSERT INTO pinstripe.erasure (schema, customer_id, reason, due_at, erased_at, rows)"
@@ -252,21 +241,33 @@ async def _referring(
 
 
 async def _referred(
-    connection: Connection, schema: str, tables: Mapping[str, Table], fresh: Set[tuple[str, str]]
+    connection: Connection,
+    schema: str,
+    tables: Mapping[str, Table],
+    fresh: Set[tuple[str, str]],
+    *,
+    is_there: bool = True,
 ) -> set[tuple[str, str]]:
-    """(table, key) of what these rows refer to in tables whose rows belong to one customer."""
+    """(table, key) of what these rows refer to in tables whose rows belong to one customer.
+
+    `is_there`: only rows that are; else also those that may still come, where one table is named.
+    """
     found: set[tuple[str, str]] = set()
     for table in tables.values():
         keys = [key for name, key in fresh if name == table.name]
-        links = [(c, t) for c in table.columns for t in c.references if t in _OWNED and t in tables]
+        links = [(c, t) for c in table.columns for t in c.references if t in OWNED]
         for column, target in links if keys else ():
+            if (target not in tables) if is_there else (len(column.references) > 1):
+                continue
             one = quote(column.name)
             value = f"unnest({one})" if column.type == "text[]" else one
-            # Only of rows that are there: a polymorphic reference names several tables.
+            exists = "r.id IS NOT NULL"
+            if is_there:
+                key = quote(tables[target].key[0])
+                exists = f"EXISTS (SELECT FROM {qualified(schema, target)} o WHERE o.{key} = r.id)"
             rows = await connection.fetch(
                 f"SELECT r.id FROM (SELECT {value} AS id FROM {qualified(schema, table.name)}"
-                f" WHERE {quote(table.key[0])} = ANY($1)) r JOIN {qualified(schema, target)} o"
-                f" ON o.{quote(tables[target].key[0])} = r.id",
+                f" WHERE {quote(table.key[0])} = ANY($1)) r WHERE {exists}",
                 keys,
             )
             found |= {(target, row[0]) for row in rows}
