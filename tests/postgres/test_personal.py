@@ -174,6 +174,30 @@ async def test_an_erasure_reaches_what_the_change_feed_holds_of_rows_that_are_go
     assert text.count("Bert") == 2
 
 
+async def test_an_erasure_reaches_a_payment_method_that_was_detached(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """No row leads to it, if it was never used. Only the event names the customer."""
+
+    def detached(n: int, customer: str, name: str) -> tuple[dict[str, object], ...]:
+        method: dict[str, object] = {
+            **{"id": f"pm_{n}", "object": "payment_method", "customer": None},
+            "billing_details": {"name": name},
+        }
+        data = {"object": method, "previous_attributes": {"customer": customer}}
+        return method, {"id": f"evt_{n}", "object": "event", "created": 1, "data": data}
+
+    await make_schema(database, NAMES)
+    async with opened(database) as mirror:
+        await put(mirror, 0, anna(), *detached(1, "cus_1", "Anna"), *detached(2, "cus_2", "Bert"))
+    async with connect(database) as connection:
+        made = await erase(connection, SCHEMA, "cus_1", reason="requested")
+    assert made.rows == {"customer": 1, "event": 1, "payment_method": 1}
+    text = await everything(pg)
+    assert "Anna" not in text
+    assert text.count("Bert") == 2
+
+
 async def test_a_writer_that_was_there_before_brings_nothing_back(
     database: str, pg: asyncpg.Connection
 ) -> None:

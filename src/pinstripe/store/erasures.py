@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import structlog
@@ -86,14 +86,19 @@ async def find_objects(connection: Connection, schema: str, customer: str) -> di
 
     Raises Misconfigured if the schema knows no such customer.
     """
+    there = await existing_tables(connection, schema)
     tables = {
         name: table
-        for name, table in (await existing_tables(connection, schema)).items()
+        for name, table in there.items()
         if table.object_type not in review().types.names and name not in LOGS | NOBODYS
     }
-    found: dict[str, set[str]] = {"customer": {customer}}
+    found: dict[str, set[str]] = {}
     fresh = {("customer", customer)}
+    if "event" in there:
+        fresh |= await _detached(connection, schema, tables, customer)
     while fresh:
+        for name, key in fresh:
+            found.setdefault(name, set()).add(key)
         # One id can be the key of rows in several tables: a subscription's, and its upcoming invoice's.
         more = await _referred(connection, schema, tables, fresh)
         ids = sorted({key for _, key in fresh})
@@ -101,8 +106,6 @@ async def find_objects(connection: Connection, schema: str, customer: str) -> di
             keys = await _referring(connection, schema, table, ids)
             more |= {(table.name, key) for key in keys}
         fresh = {(name, key) for name, key in more if key not in found.get(name, ())}
-        for name, key in fresh:
-            found.setdefault(name, set()).add(key)
     for name, key in await _gone(connection, schema, found):
         if name in tables:
             found.setdefault(name, set()).add(key)
@@ -272,6 +275,21 @@ async def _referred(
             )
             found |= {(target, row[0]) for row in rows}
     return found
+
+
+async def _detached(
+    connection: Connection, schema: str, tables: Container[str], customer: str
+) -> set[tuple[str, str]]:
+    """(table, key) of what events show to have been the customer's, and to be nobody's now."""
+    rows = await connection.fetch(
+        "SELECT e #>> '{data_object,object}', e #>> '{data_object,id}' FROM"
+        f" (SELECT to_jsonb(t) AS e FROM {qualified(schema, 'event')} t OFFSET 0) t"
+        " WHERE e #>> '{data_object,customer}' IS NULL"
+        " AND e #>> '{data_previous_attributes,customer}' = $1",
+        customer,
+    )
+    found = {(table_of_object().get(name or "", ""), key) for name, key in rows}
+    return {(table, key) for table, key in found if table in tables}
 
 
 async def _gone(
