@@ -93,7 +93,7 @@ class Auth:
     def is_admin(self, request: HTTPConnection) -> bool:
         """Whether the caller is an admin, for responses with more detail. Never delays."""
         try:
-            self._check_browser(request)
+            self.check_page(request)
         except HTTPError:
             return False
         return self.is_open or _same(_token(request), self._admin) or self.session(request)

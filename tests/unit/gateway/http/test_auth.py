@@ -61,6 +61,7 @@ async def test_without_a_token_this_machine_is_let_in_under_its_own_names() -> N
 )
 async def test_without_a_token_a_name_that_points_here_is_not_ours(host: str) -> None:
     assert await refused(Auth(), request(host=host)) == "wrong_host"
+    assert not Auth().is_admin(request(host=host))
 
 
 async def test_the_public_address_is_ours() -> None:
