@@ -34,6 +34,9 @@ _MOST_CHARS = 1_000_000
 _ROW_BYTES = 1_000_000
 """Of one row. A wider one arrives with its long values cut, each with its length behind it."""
 
+_MOST_SAID = 2000
+"""Of an error's words: they may repeat a value of any length."""
+
 _CHUNK = 32
 """Rows in memory at a time: with `_ROW_BYTES`, some 32 MB at most, whatever a statement returns."""
 
@@ -198,8 +201,9 @@ def _bounded(statement: str, width: int) -> str:
 
 def _failed(error: asyncpg.PostgresError, statement: str) -> Failed:
     code = error.sqlstate or ""
-    said = str(getattr(error, "message", None) or error)
-    hints = [str(h) for h in (getattr(error, "detail", None), getattr(error, "hint", None)) if h]
+    said = str(getattr(error, "message", None) or error)[:_MOST_SAID]
+    told = (getattr(error, "detail", None), getattr(error, "hint", None))
+    hints = [str(hint)[:_MOST_SAID] for hint in told if hint]
     if code == "57014":
         said = f"The statement took longer than {STATEMENT_S} s and was canceled."
         hints = [

@@ -84,6 +84,12 @@ async def test_an_error_points_at_its_place(console: Console) -> None:
     assert "relation &#34;chargee&#34; does not exist" in page
 
 
+async def test_an_error_that_repeats_a_long_value_is_cut(console: Console) -> None:
+    answer = await said(console, "SELECT repeat('x', 20000000)::int")
+    assert "invalid input syntax for type integer" in answer.text
+    assert len(answer.content) < 200_000
+
+
 async def test_a_download_is_complete_and_safe_in_a_spreadsheet(console: Console) -> None:
     statement = "SELECT g AS n, '=1+1' AS f, NULL AS nothing FROM generate_series(1, 3000) AS g"
     answer = await said(console, statement, f"{SQL}/csv")
