@@ -65,7 +65,8 @@ class Personal:
         plan = self._plan(table)
         payload: Value = None
         if table.object_type == _EVENT:
-            payload = _decoded(row[next(s.at for s in plan if s.column.path == _PAYLOAD)])
+            # Where the user has retyped the column it stands in `_extra`.
+            payload = _decoded(next((row[s.at] for s in plan if s.column.path == _PAYLOAD), None))
         for step in plan:
             value = row[step.at]
             if value is None:
@@ -156,7 +157,8 @@ class Personal:
 
     def _extra(self, table: Table, extra: dict[str, Value]) -> dict[str, Value]:
         """Fields beside the columns; what is dropped leaves no key."""
-        kept = {k: self._field(k, v, table.object_type, ()) for k, v in extra.items()}
+        name = "" if table.name in LOGS else table.object_type  # By names alone: see `_json`.
+        kept = {k: self._field(k, v, name, ()) for k, v in extra.items()}
         return {key: value for key, value in kept.items() if value is not None}
 
     def _walk(self, value: Value, name: str, path: tuple[str, ...]) -> Value:
