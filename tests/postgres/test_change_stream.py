@@ -136,3 +136,25 @@ async def test_close_ends_every_reader(database: str, pg: asyncpg.Connection) ->
         feed.close()
         async with asyncio.timeout(2):
             assert await asyncio.gather(*readers) == [[], [], []]
+
+
+async def test_no_reader_gets_what_an_erasure_has_emptied(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with feeding(database, pg) as feed, asyncio.timeout(_PATIENCE_S):
+        await change(pg, 1)
+        async with aclosing(feed.follow("stripe", after=0, wanted=ChangeFilter())) as early:
+            await anext(early)
+            await change(pg, 1)
+            while (told := await anext(early)) is None:
+                pass
+            assert b'"a"' in told.json
+            async with pg.transaction():
+                await change(pg, 1)
+                await pg.execute("UPDATE pinstripe.change SET changes = '{\"name\": [null, null]}'")
+            while await anext(early) is None:
+                pass
+            async with aclosing(feed.follow("stripe", after=1, wanted=ChangeFilter())) as late:
+                found = [await anext(late) for _ in range(2)]
+    assert [e.change.position for e in found if e is not None] == [2, 3]
+    assert not [e for e in found if e is not None and b'"a"' in e.json]

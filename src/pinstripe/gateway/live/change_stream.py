@@ -29,6 +29,7 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _PAGE = 200
 _TAIL_ENTRIES = 2000
 _TAIL_BYTES = 4 * 1024 * 1024
+_EMPTIED = b"[null, null]"  # Of an erasure, which has emptied earlier changes too.
 _NET_S = 5.0
 """A NOTIFY can be lost with a connection, so the feed is polled too."""
 _RETRY_S = 1.0
@@ -66,6 +67,9 @@ class _Tail:
             self.entries.append(entry)
             self.size += len(entry.json)
             self.end = entry.change.position
+        if any(_EMPTIED in entry.json for entry in entries):
+            self.entries.clear()
+            self.size, self.begin = 0, self.end
         while len(self.entries) > _TAIL_ENTRIES or self.size > _TAIL_BYTES:
             gone = self.entries.popleft()
             self.size -= len(gone.json)
