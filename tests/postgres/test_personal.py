@@ -102,6 +102,9 @@ async def test_an_erasure_reaches_what_refers_to_the_customer_and_what_only_they
     )
     assert json.loads(last) == {"name": [None, None]}
     assert await pg.fetchval("SELECT rows ->> 'refund' FROM pinstripe.erasure") == "1"
+    async with connect(database) as connection:
+        again = await erase(connection, SCHEMA, "cus_1", reason="requested")
+    assert again == made  # The certificate of both: what `scrub` goes by.
 
 
 async def test_what_many_customers_share_leads_from_one_to_no_other(

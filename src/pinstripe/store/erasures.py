@@ -40,7 +40,7 @@ _NAMED_IN_TEXT = frozenset({"related_customer"})
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """The certificate. `rows`: rows that were erased, by table, with "event" and "change" among them."""
+    """The certificate. `rows`: rows erased so far, by table, with "event" and "change" among them."""
 
     customer: str
     objects: int
@@ -137,7 +137,12 @@ async def erase(connection: Connection, schema: str, customer: str, *, reason: s
         places = [(table, key) for table, keys in found.items() for key in keys]
         places += await _referred(connection, schema, tables, set(places), is_there=False)
         await note_erased(connection, schema=schema, places=places)
-        rows = await _clean(connection, schema, tables, found)
+        old = await connection.fetchval(
+            "SELECT rows::text FROM pinstripe.erasure WHERE schema = $1 AND customer_id = $2",
+            schema,
+            customer,
+        )
+        rows = await _clean(connection, schema, tables, found) + Counter(json.loads(old or "{}"))
         await connection.execute(
             "INSERT INTO pinstripe.erasure (schema, customer_id, reason, due_at, erased_at, rows)"
             " VALUES ($1, $2, $3, clock_timestamp(), clock_timestamp(), $4::jsonb)"
@@ -150,7 +155,7 @@ async def erase(connection: Connection, schema: str, customer: str, *, reason: s
         )
     count = sum(map(len, found.values()))
     _log.info("erasure.done", schema=schema, customer=customer, objects=count)
-    return Erasure(customer, count, rows)
+    return Erasure(customer, count, dict(sorted(rows.items())))
 
 
 async def schedule_deleted(connection: Connection, schema: str, *, after_days: float) -> list[str]:
@@ -323,7 +328,7 @@ async def _wait_for_writers(connection: Connection, noted: str) -> None:
 
 async def _clean(
     connection: Connection, schema: str, tables: Mapping[str, Table], found: Mapping[str, set[str]]
-) -> dict[str, int]:
+) -> Counter[str]:
     counts: Counter[str] = Counter()
     feeds = bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pinstripe.change)"))
     for name, keys in found.items():
@@ -355,7 +360,7 @@ async def _clean(
                 counts[name] += len(
                     await rewrite(connection, schema, tables[name], ERASER, where=where)
                 )
-    return {name: count for name, count in sorted(counts.items()) if count}
+    return counts
 
 
 def _change(table: str, changed: tuple[str, Sequence[str]]) -> NewChange:
