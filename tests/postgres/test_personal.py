@@ -249,6 +249,37 @@ async def test_what_rows_of_an_erased_customer_refer_to_is_erased_when_it_comes(
     assert await pg.fetchval("SELECT count(*) FROM stripe.payment_method") == 4
 
 
+async def test_each_writer_knows_what_another_has_found_to_be_an_erased_customers(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """The process that syncs and the one that serves are two."""
+    await make_schema(database, NAMES)
+    async with opened(database) as one, opened(database) as other:
+        await put(one, 0, *OBJECTS)
+        async with connect(database) as connection:
+            await erase(connection, SCHEMA, "cus_1", reason="requested")
+        await put(other, 5, anna(balance=2))
+        await put(one, 9, {**OBJECTS[2], "id": "ch_9"})
+        await put(
+            other, 9, {"id": "re_9", "object": "refund", "charge": "ch_9", "description": "Anna"}
+        )
+    assert "Anna" not in (await everything(pg)).replace("Anna's tea", "")
+
+
+async def test_what_is_new_of_an_erased_customers_is_noted_though_its_batch_is_made_again(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """As it is where somebody else is erased between two batches."""
+    await make_schema(database, NAMES)
+    async with opened(database) as mirror, connect(database) as connection:
+        await put(mirror, 0, *OBJECTS)
+        await erase(connection, SCHEMA, "cus_1", reason="requested")
+        await put(mirror, 5, anna(balance=2))
+        await erase(connection, SCHEMA, "cus_2", reason="requested")
+        await put(mirror, 9, {**OBJECTS[2], "id": "ch_9"})
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.erased WHERE id = 'ch_9'") == 1
+
+
 async def test_an_erasure_waits_for_transactions_that_began_before_it(
     database: str, pg: asyncpg.Connection
 ) -> None:

@@ -85,6 +85,8 @@ class Batch:
     rows: int = 0
     owed: frozenset[str] = frozenset()
     """Tables whose rows it owes instead of writing them."""
+    noted: frozenset[tuple[str, str]] = frozenset()
+    """Rows that its transaction has noted as those of an erased customer."""
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property

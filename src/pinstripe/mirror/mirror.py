@@ -351,7 +351,7 @@ class Mirror:
         left_out = self.quarantine.left_out_of(jobs)
         tables = self.quarantine.open_tables(self.tables)
         batch = Batch(self.api_version, tables=tables, loading=self.loading)
-        erased = self._forget_erased(jobs)
+        self._forget_erased(jobs)
         for job in jobs:
             for row_set, as_of in job.parts:
                 batch.add(row_set, as_of)
@@ -361,26 +361,25 @@ class Mirror:
         batch.owed = frozenset(refused.table for refused in left_out)
         if left_out or self.quarantine.tables:
             batch.effects.append(partial(self._owe, left_out, self.quarantine.owners_of(jobs)))
-        if erased:
-            batch.effects.append(partial(note_erased, schema=self.schema, places=erased))
+        if self.extractor.erased.unnoted:
+            batch.effects.append(partial(self._note_erased, batch))
         return batch
 
-    def _forget_erased(self, jobs: Sequence[Job]) -> list[tuple[str, str]]:
-        """Erase the rows of erased customers; return (table, key) of what was not known to be theirs."""
-        erased = self.extractor.erased
-        if not erased.ids:
-            return []
-        places = [each for job in jobs for row_set, _ in job.parts for each in row_set.places()]
-        found: list[tuple[str, str]] = []
+    def _forget_erased(self, jobs: Sequence[Job]) -> None:
+        """Erase the rows of erased customers."""
+        erased, known = self.extractor.erased, self.tables
+        row_sets = [row_set for job in jobs for row_set, _ in job.parts]
         # Again after news: a row may stand before the one that tells whose it is.
-        while new := [
-            place
-            for name, key, row in places
-            if name in self.tables
-            for place in erased.forget(self.tables[name], key, row)
-        ]:
-            found += new
-        return found
+        while erased.ids and sum(
+            name in known and erased.forget(known[name], key, row)
+            for row_set in row_sets
+            for name, key, row in row_set.places()
+        ):
+            pass
+
+    async def _note_erased(self, batch: Batch, connection: Connection) -> None:
+        batch.noted = frozenset(self.extractor.erased.unnoted)
+        await note_erased(connection, schema=self.schema, places=sorted(batch.noted))
 
     async def _commit(self, sink: Sink, jobs: list[Job]) -> list[Conflict]:
         steps = steps_of(jobs)
@@ -416,6 +415,7 @@ class Mirror:
                 _log.warning("mirror.apart", table=sink.failed_at, error=error.message)
                 continue
             self.trouble = ""
+            self.extractor.erased.unnoted -= batch.noted
             self.quarantine.written(batch)
             self.quarantine.take(parted)  # After it: the batch still has what was left out.
             for progress, mine in steps:

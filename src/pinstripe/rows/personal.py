@@ -233,28 +233,28 @@ def is_shared(column: Column) -> bool:
 class Erased:
     """The objects whose personal data was erased, by id: no later snapshot brings it back.
 
-    `version` counts the erasures of the schema; 0 is none.
+    `version` counts the erasures of the schema; 0 is none. `unnoted`: what is new of theirs, uncommitted.
     """
 
     def __init__(self) -> None:
         self.version = 0
         self.ids: set[str] = set()
+        self.unnoted: set[tuple[str, str]] = set()
 
-    def forget(self, table: Table, key: str, row: list[Value]) -> list[tuple[str, str]]:
-        """Erase a row that belongs to one of the objects; return (table, key) of what is new of theirs: the
-        row, and what it refers to. That comes later, if at all, and may name nobody.
-        """
+    def forget(self, table: Table, key: str, row: list[Value]) -> bool:
+        """Erase a row that belongs to one of the objects; return whether it tells of more of theirs."""
         if not self.ids or not self._belongs(table, key, row):
-            return []
+            return False
         ERASER.clean(table, row)
         theirs = [
             (column.references[0], value)
             for column, value in zip(table.columns, row, strict=False)
             if len(column.references) == 1 and column.references[0] in OWNED and type(value) is str
         ]
-        new = [place for place in ((table.name, key), *theirs) if place[1] not in self.ids]
-        self.ids.update(place[1] for place in new)
-        return new
+        new = {place for place in ((table.name, key), *theirs) if place[1] not in self.ids}
+        self.ids |= {place[1] for place in new}
+        self.unnoted |= new
+        return bool(new)
 
     def _belongs(self, table: Table, key: str, row: list[Value]) -> bool:
         if table.name in NOBODYS:

@@ -71,13 +71,16 @@ async def load_erased(connection: Connection, schema: str, erased: Erased) -> No
 async def note_erased(
     connection: Connection, *, schema: str, places: Sequence[tuple[str, str]]
 ) -> None:
-    """Remember rows as belonging to an erased customer. Part of the caller's transaction."""
+    """Remember rows as an erased customer's, and have every writer load them. Part of a transaction."""
     await connection.execute(
         'INSERT INTO pinstripe.erased (schema, "table", id)'
         " SELECT $1, u.t, u.i FROM unnest($2::text[], $3::text[]) AS u (t, i) ON CONFLICT DO NOTHING",
         schema,
         [table for table, _ in places],
         [key for _, key in places],
+    )
+    await connection.execute(
+        "UPDATE pinstripe.sync SET erasures = erasures + 1 WHERE schema = $1", schema
     )
 
 
@@ -121,22 +124,13 @@ async def erase(connection: Connection, schema: str, customer: str, *, reason: s
     """
     found = await find_objects(connection, schema, customer)
     tables = await existing_tables(connection, schema)
-    places = [(table, key) for table, keys in found.items() for key in keys]
-    with translated():
-        async with connection.transaction():
-            await note_erased(connection, schema=schema, places=places)
-            await connection.execute(
-                "UPDATE pinstripe.sync SET erasures = erasures + 1 WHERE schema = $1", schema
-            )
-            noted = await connection.fetchval("SELECT pg_current_xact_id()::text::numeric::text")
+    noted = await _note(connection, schema, tables, found)
     await _wait_for_writers(connection, noted)
     # What a writer committed meanwhile.
     for name, keys in (await find_objects(connection, schema, customer)).items():
         found.setdefault(name, set()).update(keys)
+    await _note(connection, schema, tables, found)
     with translated():
-        places = [(table, key) for table, keys in found.items() for key in keys]
-        places += await _referred(connection, schema, tables, set(places), is_there=False)
-        await note_erased(connection, schema=schema, places=places)
         old = await connection.fetchval(
             "SELECT rows::text FROM pinstripe.erasure WHERE schema = $1 AND customer_id = $2",
             schema,
@@ -309,6 +303,19 @@ async def _gone(
         sorted(set().union(*found.values())),
     )
     return [(name, key) for name, key in rows]
+
+
+async def _note(
+    connection: Connection, schema: str, tables: Mapping[str, Table], found: Mapping[str, set[str]]
+) -> str:
+    """Remember these rows and what they refer to; return the id of the transaction."""
+    places = {(table, key) for table, keys in found.items() for key in keys}
+    with translated():
+        async with connection.transaction():
+            places |= await _referred(connection, schema, tables, places, is_there=False)
+            await note_erased(connection, schema=schema, places=list(places))
+            noted: str = await connection.fetchval("SELECT pg_current_xact_id()::text")
+    return noted
 
 
 async def _wait_for_writers(connection: Connection, noted: str) -> None:
