@@ -97,14 +97,8 @@ NOT_PRESENT: Mapping[str, str] = {
         f"{transaction}.flow_details.{flow}": _FLOW
         for transaction in ("treasury.transaction", "treasury.transaction_entry")
         for flow in (
-            "credit_reversal",
-            "debit_reversal",
-            "inbound_transfer",
-            "issuing_authorization",
-            "outbound_payment",
-            "outbound_transfer",
-            "received_credit",
-            "received_debit",
+            *("credit_reversal", "debit_reversal", "inbound_transfer", "issuing_authorization"),
+            *("outbound_payment", "outbound_transfer", "received_credit", "received_debit"),
         )
     },
     **{

@@ -253,21 +253,8 @@ class Diagram:
 
 # The most used columns, in this order; a short diagram shows the first few that a table has.
 IMPORTANT = (
-    "status",
-    "type",
-    "name",
-    "email",
-    "amount",
-    "amount_total",
-    "total",
-    "net",
-    "unit_amount",
-    "currency",
-    "country",
-    "code",
-    "last4",
-    "active",
-    "created",
+    *("status", "type", "name", "email", "amount", "amount_total", "total", "net", "unit_amount"),
+    *("currency", "country", "code", "last4", "active", "created"),
 )
 
 _MOST_IMPORTANT = 4

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import urlencode
 
 from pinstripe.errors import Misconfigured
@@ -27,15 +27,7 @@ TLS_PARAMETERS = frozenset(
 )
 
 SslMode = Literal["disable", "allow", "prefer", "no-verify", "require", "verify-ca", "verify-full"]
-_MODES: tuple[SslMode, ...] = (
-    "disable",
-    "allow",
-    "prefer",
-    "no-verify",
-    "require",
-    "verify-ca",
-    "verify-full",
-)
+_MODES: tuple[SslMode, ...] = get_args(SslMode)
 _SYSTEM = "system"
 _ALPN = "postgresql"
 

@@ -331,16 +331,9 @@ _COOKIES = frozenset({b"cookie", b"set-cookie"})
 
 _CONNECTION = frozenset(
     {
-        b"connection",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
+        *(b"connection", b"http2-settings", b"keep-alive", b"proxy-authenticate"),
+        *(b"proxy-authorization", b"proxy-connection", b"te", b"trailer"),
+        *(b"transfer-encoding", b"upgrade"),
     }
 )
 

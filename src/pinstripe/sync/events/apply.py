@@ -219,29 +219,14 @@ _EMPTY_WITHOUT = {"setup_attempt": "latest_attempt"}
 _NOT_ON_REQUEST: Mapping[str, frozenset[str]] = {
     "customer": frozenset(
         {
-            "delinquent",
-            "description",
-            "email",
-            "invoice_prefix",
-            "metadata",
-            "name",
-            "next_invoice_sequence",
-            "phone",
-            "preferred_locales",
+            *("delinquent", "description", "email", "invoice_prefix", "metadata", "name"),
+            *("next_invoice_sequence", "phone", "preferred_locales"),
         }
     ),
     "invoice": frozenset(
         {
-            "attempt_count",
-            "attempted",
-            "auto_advance",
-            "custom_fields",
-            "description",
-            "due_date",
-            "footer",
-            "metadata",
-            "next_payment_attempt",
-            "webhooks_delivered_at",
+            *("attempt_count", "attempted", "auto_advance", "custom_fields", "description"),
+            *("due_date", "footer", "metadata", "next_payment_attempt", "webhooks_delivered_at"),
         }
     ),
 }

@@ -149,15 +149,8 @@ RULES: tuple[Rule, ...] = (
         when=_takes_from_the_next,
         unless=frozenset(
             {
-                "attempt_count",
-                "attempted",
-                "auto_advance",
-                "description",
-                "due_date",
-                "footer",
-                "metadata",
-                "next_payment_attempt",
-                "webhooks_delivered_at",
+                *("attempt_count", "attempted", "auto_advance", "description", "due_date"),
+                *("footer", "metadata", "next_payment_attempt", "webhooks_delivered_at"),
             }
         ),
     ),
@@ -213,14 +206,8 @@ RULES: tuple[Rule, ...] = (
         through=(("product", "id"),),
         unless=frozenset(
             {
-                "default_price",
-                "images",
-                "marketing_features",
-                "metadata",
-                "package_dimensions",
-                "shippable",
-                "updated",
-                "url",
+                *("default_price", "images", "marketing_features", "metadata"),
+                *("package_dimensions", "shippable", "updated", "url"),
             }
         ),
     ),
