@@ -154,9 +154,15 @@ async def test_an_account_is_followed_while_a_long_task_of_it_runs(
         async with working(vault):
             await copied(database, [one])
             sim.control.of(one).fault(kind="hang", path="/v1/products", seconds=3600.0)
-            await pg.execute(
-                "UPDATE pinstripe.platform_task SET due_at = to_timestamp(0) WHERE task = 'relist'"
+            due = (
+                "UPDATE pinstripe.platform_task SET due_at = to_timestamp(0)"
+                " WHERE task = 'relist' AND scope = $1 RETURNING true"
             )
+
+            async def is_due(connection: Connection) -> bool:
+                return bool(await connection.fetchval(due, scope))  # It is planned after the copy.
+
+            await eventually(database, is_due)
             relists = (
                 "SELECT EXISTS (SELECT FROM pinstripe_tasks.procrastinate_jobs"
                 " WHERE task_name = 'relist' AND lock = $1 AND status = 'doing')"
