@@ -7,6 +7,7 @@ never asked for.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -231,6 +232,47 @@ async def test_a_key_that_may_read_nothing_is_not_complete(
     assert ended.code == 4
     assert "NOT complete" in ended.err
     assert json.loads(ended.out)["complete"] is False
+
+
+ORDINARY = {
+    "/v1/test_helpers/test_clocks": "This endpoint is only available in testmode. Try your test keys.",
+    "/v1/forwarding/requests": "Your account is not authorized to send Forwarding requests in livemode.",
+    "/v1/climate/orders": "Account not eligible for Climate Orders",
+    "/v1/treasury/financial_accounts": "Unrecognized request URL (GET: /v1/treasury/fin...).",
+}
+
+
+async def test_an_ordinary_account_of_live_mode_is_complete(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
+) -> None:
+    stripe.lists["/v1/customers"] = [{"id": "cus_1", "object": "customer", "created": 1}]
+    stripe.hooks.append(lambda p, _: error(400, ORDINARY[p]) if p in ORDINARY else None)
+    names = "test_helpers_test_clock,forwarding_request,climate_order,treasury_financial_account"
+    ended = await once(stripe, database, f"customer,{names}")
+    assert ended.code == 0, ended.text
+    rows = await pg.fetch("SELECT stream FROM pinstripe.cursor WHERE state = 'refused'")
+    assert {row[0] for row in rows} == set(ORDINARY)
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.cursor WHERE state = 'failed'") == 0
+    assert await pg.fetchval("SELECT id FROM stripe.customer") == "cus_1"
+
+
+async def test_an_event_that_ages_out_while_the_log_is_copied_ends_nothing(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
+) -> None:
+    newest = int(time.time()) - 10 * 86400
+    for n in range(130, 0, -1):
+        obj = {"id": f"cus_{n}", "object": "customer"}
+        stripe.event("customer.updated", obj, id=f"evt_{n}", created=newest - n)
+
+    def aged(path: str, params: Params) -> Answer | None:
+        if path != "/v1/events" or dict(params).get("starting_after") != "evt_100":
+            return None
+        return error(400, "evt_100 is no longer available: it's aged out of our retention policy.")
+
+    stripe.hooks.append(aged)
+    ended = await once(stripe, database, "event")
+    assert ended.code == 0, ended.text
+    assert await pg.fetchval("SELECT count(*) FROM stripe.event") == 130
 
 
 async def test_a_table_that_nothing_was_asked_for_is_named_and_not_complete(

@@ -116,6 +116,9 @@ async def test_trouble_crosses_no_request_out(
 
 ANSWERS: dict[str, Answer] = {
     "it does not exist": error(404, "No such customer: 'cus_1'", "resource_missing"),
+    "it does not exist as a payment method any more": error(
+        400, "A source must be attached to a customer to be used as a `payment_method`."
+    ),
     "the key may not": error(403, "Having the 'rak_customer_read' permission would allow it."),
     "the key may not, in today's words": error(
         403, "Enabling \"Customers Read\" ('customer_read') permissions on this key would allow it."

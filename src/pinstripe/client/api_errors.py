@@ -30,7 +30,7 @@ from pinstripe.errors import (
 # Sentences differ by product and change over time: keep each fragment as short as is safe.
 _NOT_ENABLED = re.compile(
     r"""
-      \bnot\ (?:been\ )?(?:enabled|activated|onboarded)\b  # "Treasury is not enabled for ..."
+      \bnot\ (?:been\ )?(?:enabled|activated|onboarded|enrolled)\b  # "Treasury is not enabled for ..."
     | \bn['’]t\ (?:been\ )?(?:enabled|activated|onboarded)\b
     | \bnot\ (?:currently\ )?set\ up\ to\ use\b            # "... is not set up to use Issuing."
     | \b(?:is|are)(?:\ not|n['’]t)\ (?:currently\ |yet\ )?available\b
@@ -42,6 +42,8 @@ _NOT_ENABLED = re.compile(
     | \bsigned\ up\ for\ (?:Stripe\ )?Connect\b            # "... if you've signed up for Connect"
     | \b(?:request|sign\ up\ for|apply\ for)\ (?:early\ |beta\ )?access\b
     | \bnot\ (?:a\ )?(?:part\ of|in)\ the\ .{0,40}\b(?:beta|preview)\b
+    | \b(?:only\ (?:available|supported)|not)\ in\ (?:test|live)\ ?mode\b  # Test clocks, to a live key.
+    | \bnot\ (?:authorized\ to\ (?:send|use)|(?:approved|eligible)\ for)\b  # Forwarding, Climate.
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -55,13 +57,16 @@ _WANTS_CUSTOMER = re.compile(
     r"\b(?:missing|must|required?|requires|provide|specify|without)\b.*\bcustomer\b", re.IGNORECASE
 )
 _UNKNOWN_PATH = "unrecognized request url"
+_AGED = "aged out of our retention"
+# Said without a code of what is gone: an event of more than 30 days, a source that is no customer's.
+_GONE = re.compile(rf"{_AGED}|\bsource must be attached to a customer\b")
 
 # The account of the header is not the key's, or not reachable with it. The first is said without a code,
 # to keys of accounts that are no platforms; without the header it means that Connect is not in use.
 _NO_PLATFORM = re.compile(r"\bonly stripe connect platforms can work with\b", re.IGNORECASE)
 _NO_ACCESS = re.compile(
     r"\bdoes not have access to account\b|\bcannot access the connected accounts of your platform"
-    r"|\bapplication access may have been revoked\b",
+    r"|\bapplication access may have been revoked\b|\bcan only be used with (?:test|live)mode keys\b",
     re.IGNORECASE,
 )
 
@@ -86,8 +91,9 @@ _LOOSE = re.compile(r"['‘’`\"“”](?P<slug>[a-z][a-z0-9_.:-]*[_.:-](?:read
 _BARE = re.compile(r"\b[a-z][a-z0-9_]*_(?:read|write)\b")
 _EDIT = re.compile(r"https://dashboard\.stripe\.com/[^\s\"'<>\\]*[^\s\"'<>\\.,;:!?)\]]")
 _ACCOUNT = re.compile(r"\bacct_\w+")
-# The sentence before either, which also stands alone (persons of a Standard account, seen).
-_LACKS = re.compile(r"\brequired permissions?\b")
+# The sentence before either, which also stands alone (persons of a Standard account, seen); and what is
+# said of the bank accounts of an account whose dashboard is its own.
+_LACKS = re.compile(r"\brequired permissions?\b|\bdo not have Platform Controls\b")
 
 _BY_STATUS: dict[int, type[Refused]] = {401: WrongKey, 404: NotFound}
 
@@ -208,7 +214,7 @@ def refusal(
         status=status,
         code=error.code or "",
         type=error.type or "",
-        param=error.param or "",
+        param="starting_after" if status == 400 and _AGED in message else error.param or "",
         request_id=request_id,
         hint=_hint(kind, message, key, request_id, account),
         said_at=said_at,
@@ -232,19 +238,20 @@ def _kind(status: int, error: _Error, account: str | None) -> type[Refused]:
         named = _ACCOUNT.findall(message)
         # A path can name an account too; that one alone is out of reach then.
         return WrongAccount if not named or account in named else NotPermitted
-    if status == 404 and message.lower().startswith(_UNKNOWN_PATH):
+    if status in (400, 404) and message.lower().startswith(_UNKNOWN_PATH):
         # Not a missing object: Stripe hides the whole path from accounts without the product.
         return NotEnabled
-    if code == "resource_missing":
+    if code == "resource_missing" or _GONE.search(message):
         return NotFound
     if status == 400 and (error.param == "customer" or _WANTS_CUSTOMER.search(message)):
         return MissingParent
     if status == 400 and code.startswith("parameter_"):
         return BadParameter  # https://docs.stripe.com/error-codes
-    if status in (400, 404) and _NOT_ENABLED.search(message):
-        return NotEnabled
-    if status == 403 and (missing_permission(message) or _LACKS.search(message)):
+    is_lacking = code == "more_permissions_required" or missing_permission(message)
+    if status == 403 and (is_lacking or _LACKS.search(message)):
         return NotPermitted
+    if status in (400, 403, 404) and _NOT_ENABLED.search(message):
+        return NotEnabled
     return _BY_STATUS.get(status, Refused)
 
 

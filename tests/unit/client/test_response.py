@@ -67,7 +67,20 @@ SENTENCES = [
     "Your account does not have access to this API.",
     "This endpoint only works on Connect platforms.",
     "You can only create new accounts if you've signed up for Connect.",
+    # What ordinary accounts of live mode are told, in the words of Stripe's own sync engine.
+    "This endpoint is only available in testmode. Try using your test keys instead.",
+    "This endpoint is not in live mode",
+    "Your account is not authorized to send Forwarding requests in livemode.",
+    "Account not eligible for Climate Orders",
+    "Accounts v2 isn't available in test mode. Switch to a sandbox to test.",
+    "Unrecognized request URL (GET: /v1/treasury/financial_accounts). (Hint: Have you onboarded?)",
 ]
+AGED = "The event evt_1 is no longer available because it's aged out of our retention policy."
+DETACHED = "A source must be attached to a customer to be used as a `payment_method`."
+NO_CONTROLS = (
+    "You cannot perform this request as you do not have Platform Controls for the Stripe Dashboard on "
+    "the account `acct_1`."
+)
 
 
 @pytest.mark.parametrize("message", SENTENCES)
@@ -90,6 +103,12 @@ def test_a_product_that_is_not_enabled_is_known_by_its_sentence(message: str) ->
         (403, "", "The key does not have access to account 'acct_1'", NotPermitted),
         (400, "", "This property cannot be expanded (data.sources).", NotExpandable),
         (402, "card_declined", "declined", Refused),
+        (400, "", AGED, NotFound),
+        (404, "", AGED, NotFound),
+        (400, "", DETACHED, NotFound),
+        (403, "", NO_CONTROLS, NotPermitted),
+        (403, "more_permissions_required", "Permission denied.", NotPermitted),
+        (403, "", "This feature is not enabled for your account.", NotEnabled),
     ],
 )
 def test_the_class_of_a_refusal_names_its_remedy(
@@ -102,6 +121,11 @@ def test_a_refusal_says_what_an_operator_needs() -> None:
     error = _refusal(400, code="parameter_unknown", message="Received unknown parameter", param="x")
     assert (error.status, error.code, error.param) == (400, "parameter_unknown", "x")
     assert (error.type, error.request_id) == ("invalid_request_error", "req_7")
+
+
+def test_a_cursor_that_has_aged_out_is_a_lost_cursor() -> None:
+    assert _refusal(400, message=AGED).param == "starting_after"
+    assert _refusal(404, message=AGED).param == ""
 
 
 def test_the_missing_permission_is_found_or_not() -> None:
@@ -195,6 +219,7 @@ def test_both_sentences_of_a_403_name_permission_title_and_link(
             WrongAccount,
         ),
         (403, "account_invalid", "... access to account 'acct_3'", "acct_2", NotPermitted),
+        (400, "", "acct_2 can only be used with testmode keys.", "acct_2", WrongAccount),
         (403, "", HEAD + "Having the 'rak_x_read' permission", "acct_2", NotPermitted),
     ],
 )
