@@ -275,6 +275,40 @@ async def test_an_event_that_ages_out_while_the_log_is_copied_ends_nothing(
     assert await pg.fetchval("SELECT count(*) FROM stripe.event") == 130
 
 
+DETACHED = "A source must be attached to a customer to be used as a `payment_method`."
+LEFT = "The key does not have access to account 'acct_00'."
+GONE = {
+    "payment_method": ("payment_method", "src", error(400, DETACHED, "", "payment_method")),
+    "account": ("on_behalf_of", "acct", error(403, LEFT, "account_invalid")),
+}
+
+
+@pytest.mark.parametrize("table", GONE)
+async def test_one_object_that_may_not_be_fetched_keeps_no_other_away(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection, table: str
+) -> None:
+    field, prefix, said = GONE[table]
+    ids = [f"{prefix}_{n:02}" for n in range(60)]
+    stripe.lists["/v1/charges"] = [
+        {"id": f"ch_{n}", "object": "charge", "created": 1000 - n, field: key}
+        for n, key in enumerate(ids)
+    ]
+
+    def shown(path: str, _: Params) -> Answer | None:
+        key = path.rpartition("/")[2]
+        if key == ids[0]:
+            return said
+        return (200, {"id": key, "object": table}) if key in ids else None
+
+    stripe.hooks.append(shown)
+    ended = await once(stripe, database, f"charge,{table}")
+    assert ended.code == 0, ended.text
+    rows = await pg.fetch(f"SELECT id FROM stripe.{table} WHERE id = ANY ($1)", ids)
+    assert len(rows) == 59
+    assert await pg.fetchval("SELECT id FROM pinstripe.missing") == ids[0]
+    assert len([path for path in stripe.paths() if path.endswith(ids[0])]) == 1
+
+
 async def test_a_table_that_nothing_was_asked_for_is_named_and_not_complete(
     stripe: ScriptedStripe, database: str
 ) -> None:

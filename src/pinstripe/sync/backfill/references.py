@@ -321,22 +321,17 @@ class References:
         except (WrongKey, LostLease):
             raise
         except Refused as error:
-            if not error.is_answer:
-                await self._refused(target, key, error)
-                return
-            # A refusal of one holds for all of this type.
-            self.result.refused[target] = error
-            _log.info("references.refused", table=target, reason=error.message)
+            if error.permission or error.slug == "not_enabled":  # It holds for all of this type.
+                self.result.refused[target] = error
+                _log.info("references.refused", table=target, reason=error.message)
+            elif error.is_answer or error.status == 400:
+                # An id of another kind than the column promises, an account that is not connected any more.
+                await self._remember(target, key, error.code or str(error.status))
+            else:
+                await self._owe(target, key, error)
         except PinstripeError as error:
             if error.fault is not None:
                 raise
-            await self._owe(target, key, error)
-
-    async def _refused(self, target: str, key: str, error: Refused) -> None:
-        """A 400 to an id of another kind than the column promises means that it does not exist."""
-        if error.status == 400:
-            await self._remember(target, key, error.code or str(error.status))
-        else:
             await self._owe(target, key, error)
 
     async def _owe(self, target: str, key: str, error: PinstripeError) -> None:
