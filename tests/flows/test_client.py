@@ -439,6 +439,20 @@ async def test_a_page_that_is_too_large_is_asked_for_in_parts(
     ]
 
 
+async def test_a_page_that_fails_only_where_it_is_long_is_asked_for_in_parts() -> None:
+    """https://github.com/PostHog/posthog/pull/66457: each full page of subscriptions came cut."""
+    acts = (nasty.cut_length(), nasty.error(500), page_of(["ch_2"], more=True))
+    async with talking(*acts, page_of(["ch_1"], more=False)) as (stripe, server):
+        found = await pages_of(stripe)
+    assert [[o["id"] for o in page.objects] for page in found] == [["ch_2"], ["ch_1"]]
+    assert [r.target.partition("?")[2] for r in server.requests] == [
+        "limit=100",
+        "limit=100",
+        "limit=50",
+        "limit=100&starting_after=ch_2",
+    ]
+
+
 @pytest.mark.parametrize("act", [huge(2**22), PACKED], ids=["plain", "packed"])
 async def test_an_object_that_is_too_large_is_said_and_not_requested_again(
     act: Act, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -56,6 +57,7 @@ _PROBES = (_ACCOUNT, "/v1/balance", "/v1/events")
 """Each of these proves the key and gives Stripe's time. A restricted key may lack some."""
 
 _FORM = "application/x-www-form-urlencoded"
+_LIMIT = re.compile(r"(?<=[?&]limit=)\d+")
 
 Method = Literal["GET", "POST", "DELETE"]
 
@@ -82,6 +84,11 @@ class _Call:
     @property
     def url(self) -> str:
         return self.base + self.path
+
+    def shorter(self, by: int) -> _Call:
+        """The same page with fewer entries, down to one. A later page of v2 has the limit of the first."""
+        fewer = _LIMIT.sub(lambda limit: str(int(limit[0]) // by or 1), self.path)
+        return self if "page=" in self.path else replace(self, path=fewer)
 
 
 class StripeClient:
@@ -165,8 +172,8 @@ class StripeClient:
     ) -> Response:
         """GETs `path` (ids in it quoted by `quote_id`). `endpoint` is the rate limiter's name for it.
 
-        Properties that Stripe refuses to expand are left out (`Expands`). A page that is too large is
-        requested with fewer entries: only an entry that is too large by itself stops its list.
+        Properties that Stripe refuses to expand are left out (`Expands`). A page that is too large, or that
+        fails twice, is requested with fewer entries: only one that does so by itself stops its list.
 
         Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are definite answers;
         `WrongKey`; `Refused` for a 4xx that is not understood; `Unreachable` when the tries are used up, or
@@ -178,14 +185,7 @@ class StripeClient:
             asked = f"{path}?{encode_params(params)}" if params else path
             version = self._version
             call = self._repeatable("GET", asked, version, endpoint=endpoint, priority=priority)
-            try:
-                return await self._ask(call)
-            except Oversized:
-                fewer = _shorter_page(params)
-                if not fewer:
-                    raise
-                _log.info("client.oversized", path=path, limit=dict(fewer)["limit"])
-                return await ask(fewer)
+            return await self._ask(call)
 
         return await self.expands.ask(endpoint, params, ask)
 
@@ -243,6 +243,11 @@ class StripeClient:
         failures = refusals = 0
         while True:
             response = await self._send(call)
+            is_large = isinstance(response, Broken) and response.too_large
+            if is_large and (fewer := call.shorter(10)) != call:
+                _log.info("client.oversized", path=fewer.path)
+                call = fewer
+                continue
             verdict, reason = self._judge(call, response)
             if isinstance(response, Broken):
                 asked_s = None
@@ -261,6 +266,8 @@ class StripeClient:
                 safe = call.repeatable or (isinstance(response, Broken) and not response.sent)
                 if verdict == "final" or not safe or failures >= self._tries():
                     raise self._error(call, response, verdict, reason, failures)
+                # Long pages can fail each time where short ones do not (seen: cut bodies, 500s).
+                call = call.shorter(2) if failures > 1 else call
                 delay_s = max(self._patience.backoff_s(failures, self._luck()), asked_s or 0.0)
             _log.debug("client.retry", endpoint=call.endpoint, reason=reason, delay_s=delay_s)
             await self._sleep(delay_s)
@@ -356,14 +363,6 @@ def _headers(key: ApiKey, account: str | None) -> dict[str, str]:
 
 
 Params = Sequence[tuple[str, str]]
-
-
-def _shorter_page(params: Params) -> Params:
-    """The same request for a tenth of the entries; empty if it names no limit, or one entry."""
-    limit = int(dict(params).get("limit", "1"))
-    if limit <= 1:
-        return ()
-    return [(n, str(limit // 10 or 1) if n == "limit" else v) for n, v in params]
 
 
 def quote_id(object_id: str) -> str:
