@@ -268,6 +268,14 @@ async def test_a_webhook_wakes_the_account_that_it_names_once_however_often_it_c
     assert await polls(idle) == {one: 1, own: 1}
 
 
+async def test_a_thin_event_wakes_the_account_of_its_context(idle: PlatformService) -> None:
+    one, two, *_ = idle.accounts
+    for context in (one, f"org_1/{two}"):
+        event = {"object": "v2.core.event", "type": "v1.customer.created"}
+        assert await deliver(idle, {**event, "context": context}) == 200
+    await until_true(lambda: polls(idle), {one: 1, two: 1})
+
+
 async def test_a_webhook_of_an_account_that_is_new_takes_it_in(idle: PlatformService) -> None:
     async def states() -> dict[str, str]:
         async with connect(idle.database) as pg:

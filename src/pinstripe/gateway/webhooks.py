@@ -94,6 +94,8 @@ class Webhooks:
 class _Event(msgspec.Struct):
     type: str = ""
     account: str | None = None
+    context: str | None = None
+    """Of a thin event: the account, perhaps as `org_…/acct_…` (https://docs.stripe.com/event-destinations)."""
     livemode: bool | None = None
 
 
@@ -108,8 +110,10 @@ def _wake(platform: PlatformAccounts, payload: bytes) -> None:
         # none (https://docs.stripe.com/connect/webhooks).
         return
     # The last event of an account that leaves is no reason to take it in again.
-    is_new = event.type != "account.application.deauthorized"
-    platform.wake_soon(event.account or platform.account_id, is_new=is_new)
+    is_new = event.type.removeprefix("v1.") != "account.application.deauthorized"
+    named = event.account or (event.context or "").rpartition("/")[2]
+    account = named if named.startswith("acct_") else platform.account_id
+    platform.wake_soon(account, is_new=is_new)
 
 
 def check_signature(
