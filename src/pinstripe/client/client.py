@@ -245,7 +245,8 @@ class StripeClient:
             response = await self._send(call)
             is_large = isinstance(response, Broken) and response.too_large
             if is_large and (fewer := call.shorter(10)) != call:
-                _log.info("client.oversized", path=fewer.path)
+                limit = _LIMIT.findall(fewer.path)[0]
+                _log.info("client.oversized", path=fewer.path.partition("?")[0], limit=limit)
                 call = fewer
                 continue
             verdict, reason = self._judge(call, response)
