@@ -34,6 +34,7 @@ from pinstripe.errors import (
     PinstripeError,
     Refused,
     Unreachable,
+    WrongAccount,
     WrongKey,
 )
 
@@ -393,6 +394,25 @@ async def test_a_connected_account_is_named_in_the_header() -> None:
     ):
         await stripe.get("/v1/a", endpoint="a")
     assert server.requests[0].headers["stripe-account"] == "acct_9"
+
+
+async def test_a_connected_account_that_is_no_platform_lacks_the_list_of_accounts_alone() -> None:
+    """Of any other path the same words are about the account that the header names."""
+    words = "You cannot access the connected accounts of your platform's connected accounts."
+    async with (
+        NastyServer(nasty.error(400, message=words), nasty.error(400, message=words)) as server,
+        StripeClient(
+            ApiKey.parse(SECRET),
+            api_version="v",
+            base_url=server.url,
+            budget=Naps().budget(),
+            account="acct_9",
+        ) as stripe,
+    ):
+        with pytest.raises(NotEnabled):
+            await stripe.get("/v1/accounts", [("limit", "100")], endpoint="accounts")
+        with pytest.raises(WrongAccount):
+            await stripe.get("/v1/account", endpoint="account")
 
 
 def page_of(ids: list[str | None], *, more: bool) -> Act:

@@ -61,11 +61,16 @@ _AGED = "aged out of our retention"
 # Said without a code of what is gone: an event of more than 30 days, a source that is no customer's.
 _GONE = re.compile(rf"{_AGED}|\bsource must be attached to a customer\b")
 
-# The account of the header is not the key's, or not reachable with it. The first is said without a code,
-# to keys of accounts that are no platforms; without the header it means that Connect is not in use.
-_NO_PLATFORM = re.compile(r"\bonly stripe connect platforms can work with\b", re.IGNORECASE)
+# The account of the header is not the key's, or not reachable with it. The first two come without a code,
+# to keys of accounts that are no platforms and of connected ones; without the header they mean that
+# Connect is not in use.
+_NO_PLATFORM = re.compile(
+    r"\bonly stripe connect platforms can work with\b"
+    r"|\bcannot access the connected accounts of your platform",
+    re.IGNORECASE,
+)
 _NO_ACCESS = re.compile(
-    r"\bdoes not have access to account\b|\bcannot access the connected accounts of your platform"
+    r"\bdoes not have access to account\b"
     r"|\bapplication access may have been revoked\b|\bcan only be used with (?:test|live)mode keys\b",
     re.IGNORECASE,
 )
@@ -232,7 +237,7 @@ def _kind(status: int, error: _Error, account: str | None) -> type[Refused]:
         return NotExpandable
     if status in (401, 403) and _WRONG_PLACE.search(message):
         return WrongKey
-    if status == 403 and _NO_PLATFORM.search(message):
+    if status in (400, 403) and _NO_PLATFORM.search(message):
         return WrongAccount if account else NotEnabled
     if code == "account_invalid" or (status in (400, 403) and _NO_ACCESS.search(message)):
         named = _ACCOUNT.findall(message)

@@ -333,12 +333,14 @@ class StripeClient:
         error = read_error(response.body)
         if verdict != "final" or response.status >= 500 or error is None:
             return self._gave_up(call, reason, failures, ran=True)
+        # What Stripe says of the accounts that this one has as a platform is not about the header.
+        is_below = call.path.startswith("/v1/accounts")
         return refusal(
             response.status,
             error,
             request_id=response.request_id,
             key=self.key,
-            account=self.account,
+            account=None if is_below else self.account,
             said_at=response.read_interval(),
         )
 
