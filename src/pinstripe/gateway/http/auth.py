@@ -96,7 +96,7 @@ class Auth:
             self.check_page(request)
         except HTTPError:
             return False
-        return self.is_open or _same(_token(request), self._admin) or self.session(request)
+        return self.is_open or _same(token_of(request), self._admin) or self.session(request)
 
     async def require_admin(self, request: HTTPConnection) -> None:
         """Return for an admin; raises HTTPError otherwise."""
@@ -104,7 +104,7 @@ class Auth:
             self._check_host(request)
             self._check_browser(request)
             return
-        token = _token(request)
+        token = token_of(request)
         if _same(token, self._admin):
             return
         if not token and self.session(request):
@@ -135,7 +135,7 @@ class Auth:
             self._check_host(request)
             self._check_browser(request)
             return True
-        token = _token(request)
+        token = token_of(request)
         if _same(token, self._wait) or _same(token, self._admin):
             return True
         if not token:
@@ -219,7 +219,7 @@ class Auth:
             self._delayed -= 1
 
 
-def _token(request: HTTPConnection) -> str:
+def token_of(request: HTTPConnection) -> str:
     """The token in `Authorization`: a bearer token, or a user name as with Stripe's keys."""
     scheme, _, value = request.headers.get("authorization", "").strip().partition(" ")
     value = value.strip()

@@ -33,6 +33,7 @@ from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import table_of_object, tables
 from pinstripe.concurrency import cancel
 from pinstripe.errors import PinstripeError, Unreachable
+from pinstripe.gateway.http.auth import token_of
 from pinstripe.gateway.http.errors import JSON, ErrorDetail, HTTPError, failure, failure_of
 from pinstripe.gateway.http.middleware import disconnected, unless
 from pinstripe.gateway.syncs import AccountPlace, Named, OpenSync, Syncs
@@ -263,7 +264,8 @@ class WaitEndpoint:
             named = self._named(request)
             # Before anything else: a stranger must not learn what exists.
             if not await self._allows(request, named):
-                if named is None and not self._syncs.are_open:
+                is_key = token_of(request).startswith(("sk_", "rk_"))
+                if is_key and named is None and not self._syncs.are_open:
                     return failure(
                         503,
                         "unavailable",
