@@ -96,11 +96,14 @@ async def test_a_row_in_doubt_waits_behind_nothing_of_a_lower_class(
             assert status.to_ask == 1000
 
 
-@pytest.mark.parametrize("work", [WorkClass.RELATED, WorkClass.CONTESTED])
+@pytest.mark.parametrize(
+    ("work", "before_s"),
+    [(WorkClass.RELATED, 0), (WorkClass.CONTESTED, 0), (WorkClass.RELATED, 60)],
+)
 async def test_what_another_process_queues_during_its_request_is_not_forgotten(
-    sim: Running, database: str, work: WorkClass
+    sim: Running, database: str, work: WorkClass, before_s: int
 ) -> None:
-    """More urgently, or just once more. The notice of it comes before the response does."""
+    """More urgently, or just once more. The notice comes before the response does, by up to a minute."""
     await make_schema(database)
     async with open_account(sim.url, sim.key, database) as copy, connect(database) as pg:
         key = str(sim.control.truth("customer")[0]["id"])
@@ -111,6 +114,10 @@ async def test_what_another_process_queues_during_its_request_is_not_forgotten(
         async with running_beside(refetches.run()):
             await until(lambda: sim.account.faults.dealt.get("drip") == 1)
             await add_refetches(pg, "stripe", [replace(fetch, work=WorkClass.CONTESTED)])
+            await pg.execute(
+                "UPDATE pinstripe.pending SET asked_at = asked_at - make_interval(secs => $1)",
+                before_s,
+            )
             refetches.poll_now()
             pending = "SELECT count(*) FROM pinstripe.pending"
             async with asyncio.timeout(20):  # The table is read every minute without a notice.

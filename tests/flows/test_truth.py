@@ -466,15 +466,23 @@ async def test_a_row_that_comes_into_doubt_again_during_the_pause_is_asked_for_a
         assert await here.pg.fetch("SELECT * FROM pinstripe.pending") == []
 
 
+@pytest.mark.parametrize("before_s", [0, 60])
 async def test_what_another_process_queues_without_a_word_is_fetched_within_ten_seconds(
-    database: str,
+    database: str, before_s: int
 ) -> None:
-    """A gateway that reads back what a caller read says nothing to the process that follows."""
+    """A gateway that reads back what a caller read says nothing to the process that follows; its commit may
+    have waited.
+    """
     async with following(database) as f:
         f.stripe.lists["/v1/customers"] = [customer("new")]
         running = asyncio.create_task(f.refetches.run())
         await asyncio.sleep(0.3)  # It has read the table.
-        await add_refetches(f.pg, "stripe", [Refetch("fetch", "customer", "cus_1", since=1.0)])
+        async with f.pg.transaction():
+            await add_refetches(f.pg, "stripe", [Refetch("fetch", "customer", "cus_1", since=1.0)])
+            await f.pg.execute(
+                "UPDATE pinstripe.pending SET asked_at = asked_at - make_interval(secs => $1)",
+                before_s,
+            )
         async with asyncio.timeout(10.0):
             while await f.pg.fetchval("SELECT count(*) FROM stripe.customer") == 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)

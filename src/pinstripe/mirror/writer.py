@@ -286,6 +286,12 @@ class SharedStages:
         self._places = asyncio.Semaphore(size)
         self._make = partial(StageTables, url, session_name=session_name)
         self._idle: list[StageTables] = []
+        self._links: Links | None = None
+
+    def links(self, schema: str, tables: Mapping[str, Table]) -> Links:
+        """What links the rows of these tables, which are the same for all that share the sessions."""
+        self._links = self._links or Links(schema, tables)
+        return self._links
 
     @asynccontextmanager
     async def take(self, account: str) -> AsyncIterator[StageTables]:
@@ -328,8 +334,8 @@ class Writer:
         self._tables = tables
         self._shapes = shapes
         self._recorder = recorder
-        self._links = Links(schema, tables)
         self._sessions = shared or SharedStages(url, session_name=session_name, size=1)
+        self._links = self._sessions.links(schema, tables)
         self._is_shared = shared is not None
         self._stages: StageTables
         """The session of the present transaction."""

@@ -21,7 +21,6 @@ from pinstripe.store.cursors import (
     LIST,
     Checkpoint,
     RememberedRefusal,
-    drop_due_refusals,
     ended_by,
     load_refusals,
     note_refusal,
@@ -47,9 +46,7 @@ async def remember_refusals(source: Source, *, leads: bool) -> None:
         await source.save(checkpoints(source.unreadable_lists))
 
     async with source.pool.acquire() as connection:
-        if leads:
-            await drop_due_refusals(connection, schema)
-        known = await load_refusals(connection, schema)
+        known = await load_refusals(connection, schema, drops_due=leads)
     source.by_parent |= {r.endpoint for r in known if r.what == LIST}
     source.stripe.expands.load(
         RefusedExpand(r.endpoint, r.what, r.reason, r.remedy) for r in known if r.what != LIST

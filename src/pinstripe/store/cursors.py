@@ -287,12 +287,18 @@ class RememberedRefusal:
 
 
 async def load_refusals(
-    connection: Connection, schema: str, *, is_due: bool = False
+    connection: Connection, schema: str, *, is_due: bool = False, drops_due: bool = False
 ) -> Sequence[RememberedRefusal]:
-    """Return the refusals that hold; with `is_due` also those that are due for another request."""
+    """Return the refusals that hold; with `is_due` also those that are due for another request, which
+    `drops_due` deletes, so that it is made.
+    """
+    drop = (
+        "WITH due AS (DELETE FROM pinstripe.refusal"
+        " WHERE schema = $1 AND next_try_at <= clock_timestamp()) "
+    )
     with translated():
         rows = await connection.fetch(
-            "SELECT endpoint, what, reason, remedy FROM pinstripe.refusal"
+            f"{drop if drops_due else ''}SELECT endpoint, what, reason, remedy FROM pinstripe.refusal"
             " WHERE schema = $1 AND ($2 OR next_try_at > clock_timestamp()) ORDER BY endpoint, what",
             schema,
             is_due,
@@ -314,13 +320,4 @@ async def note_refusal(connection: Connection, schema: str, refused: RememberedR
             refused.reason,
             refused.remedy,
             AGAIN,
-        )
-
-
-async def drop_due_refusals(connection: Connection, schema: str) -> None:
-    """Delete the refusals that are due, so that the request is made again."""
-    with translated():
-        await connection.execute(
-            "DELETE FROM pinstripe.refusal WHERE schema = $1 AND next_try_at <= clock_timestamp()",
-            schema,
         )

@@ -60,12 +60,13 @@ async def check_erasures(connection: Connection, *, schema: str, erased: Erased)
 async def load_erased(connection: Connection, schema: str, erased: Erased) -> None:
     """Load the ids of all erased objects."""
     with translated():
-        version = await connection.fetchval(
-            "SELECT erasures FROM pinstripe.sync WHERE schema = $1", schema
+        rows = await connection.fetch(
+            "SELECT s.erasures, e.id FROM pinstripe.sync s LEFT JOIN pinstripe.erased e USING (schema)"
+            " WHERE s.schema = $1",
+            schema,
         )
-        rows = await connection.fetch("SELECT id FROM pinstripe.erased WHERE schema = $1", schema)
-    erased.ids.update(row[0] for row in rows)
-    erased.version = version or 0
+    erased.ids.update(row[1] for row in rows if row[1] is not None)
+    erased.version = rows[0][0] if rows else 0
 
 
 async def note_erased(

@@ -63,8 +63,10 @@ _LOOK_S = 5.0
 """How often the table is read without a notification: what a gateway owes for a read comes with none, and
 a doubt is to be settled within ten seconds of the margin."""
 
+_FEW = 1000
+"""While more are open, only what was queued lately is read of the table."""
 _LATE_S = 10.0
-"""So long after it was queued a commit may show a refetch."""
+"""So long after it was queued a commit may show a refetch then."""
 
 _CONTEST_S = 2.0
 
@@ -115,6 +117,8 @@ class RefetchWorker:
         self._put_off: set[RefetchKey] = set()
         """Refetches that have waited until no replica can be behind the row."""
         self._noted = asyncio.Event()
+        self._is_left = False
+        """A refetch that was answered stays in the table, queued again at any time since its request."""
         self._added: deque[tuple[float, int]] = deque()
         """When events added refetches, and how many."""
         self._waited_until = float("-inf")
@@ -154,12 +158,16 @@ class RefetchWorker:
             await wait_for(self._noted, _CONTEST_S if soon else _LOOK_S)
             self._noted.clear()
             at, schema = self._clock(), self._source.mirror.schema
+            was_left, self._is_left = self._is_left, False
             last_s = at - looked_at + doubted.total_seconds() + _LATE_S
+            if was_left or len(self._queue) < _FEW:
+                last_s = float("inf")
             try:
                 async with self._source.pool.acquire() as connection:
                     left = await load_refetches(connection, schema, last_s=last_s)
                     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
             except PinstripeError as error:
+                self._is_left = self._is_left or was_left
                 _log.debug("todos.untaken", error=error.message)
                 continue
             looked_at = at
@@ -186,9 +194,9 @@ class RefetchWorker:
         if not self._queue:
             return
         self._queue.end_gathering()
-        workers = [
-            asyncio.create_task(self._work(work)) for work in _CLASSES for _ in range(_WORKERS)
-        ]
+        # A refetch may queue others, of any class.
+        count = min(_WORKERS, 1 + len(self._queue))
+        workers = [asyncio.create_task(self._work(work)) for work in _CLASSES for _ in range(count)]
         try:
             idle = asyncio.create_task(self._at_rest())
             await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
@@ -338,7 +346,10 @@ class RefetchWorker:
         """Note whether a refetch that was answered is to be made once more; return the pause."""
         key = answer.refetch.key
         if answer.is_left:
-            self.poll_now()  # Another process, or a row in doubt, queued it: only the table has that.
+            self._is_left = (
+                True  # Another process, or a row in doubt, queued it: the table has that.
+            )
+            self.poll_now()
         if answer.again_s is None:
             self._again.discard(key)
             self._put_off.discard(key)
