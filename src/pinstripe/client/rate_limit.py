@@ -212,8 +212,8 @@ DEFAULT_BURST_S = 0.05
 DEFAULT_CONCURRENCY = 60
 
 # Every so many permits the class goes first that has had none for the longest time: no class starves,
-# however many requests of an earlier one wait, and that one loses an eighth at most.
-_SHARE_EVERY = 8
+# however many requests of an earlier one wait, and that one loses a fifth at most.
+_SHARE_EVERY = 5
 
 # Requests under way that only events and contested rows may add: scans whose answers hang must not take
 # all places.
@@ -477,7 +477,9 @@ class RateLimiter:
             for priority, queue in lane.waiting.items():
                 if priority > lowest:
                     continue
-                first = self._last_grant.get(priority, 0) if is_share else priority
+                # Work without an end comes back to its turn as much later as it is lower.
+                waits_since = self._last_grant.get(priority, 0) + max(priority - WorkClass.SCANS, 0)
+                first = waits_since if is_share else priority
                 rank = (first, lane.last_grant, queue[0].number)
                 if best is None or rank < best:
                     best, choice = rank, (lane, priority)
