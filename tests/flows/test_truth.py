@@ -833,28 +833,33 @@ async def test_an_object_without_an_address_does_not_stay_as_an_event_of_another
         ("reserve.plan.updated", {"object": "reserve.plan"}),
         ("account.external_account.updated", {"object": "bank_account", "account": "acct_1"}),
         ("source.transaction.updated", {"object": "source_transaction", "source": "src_1"}),
+        ("customer.discount.updated", {"object": "discount", "customer": "cus_1"}),
     ],
 )
 async def test_what_nothing_shows_in_our_version_is_as_the_newest_event_of_another_has_it(
     database: str, event: str, obj: Object
 ) -> None:
-    """A reserve plan has neither an address nor an owner, this account shows no bank accounts, and the
-    source is gone.
+    """A reserve plan has neither an address nor an owner, this account shows no bank accounts, the source is
+    gone, and the customer shows another discount.
     """
     async with following(database) as f:
         gone = error(404, "No such source: 'src_1'", "resource_missing")
         f.stripe.answers["/v1/sources/src_1/source_transactions"] = lambda _: gone
         f.stripe.lists["/v1/accounts"] = [{"id": "acct_1", "object": "account"}]
+        other = {"id": "di_2", "object": "discount", "customer": "cus_1"}
+        f.stripe.lists["/v1/customers"] = [customer("one") | {"discount": other}]
         second, table = int(time.time()), str(obj["object"]).replace(".", "_")
         for number in range(3):
             changed = {"id": "one", **obj, "metadata": {"n": str(number)}, "status": str(number)}
+            changed["checkout_session"] = str(number)
             f.stripe.event(event, changed, created=second, api_version=_OLD_VERSION)
             if number != 1:
                 await f.poll()
         await f.settle()
-        row = await f.pg.fetchrow(f"SELECT * FROM stripe.{table}")
+        row = await f.pg.fetchrow(f"SELECT * FROM stripe.{table} WHERE id = 'one'")
         assert row is not None
-        assert (json.loads(row["metadata"])["n"] if "metadata" in row else row["status"]) == "2"
+        column = next(c for c in ("metadata", "status", "checkout_session") if c in row)
+        assert row[column] in ("2", '{"n": "2"}')
 
 
 async def test_a_row_in_doubt_without_an_address_or_events_is_settled_by_its_parents_list(

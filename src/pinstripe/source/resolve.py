@@ -30,7 +30,7 @@ from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO, children_of
 from pinstripe.rows.event import EVENTS, cause_of, created_of, payload
-from pinstripe.rows.extract import RowSet, key_of
+from pinstripe.rows.extract import RowKey, RowSet, key_of
 from pinstripe.source.source import CONTESTED, Source
 from pinstripe.store.daily_counts import note_contradiction
 from pinstripe.store.ddl import qualified, quote
@@ -148,9 +148,10 @@ async def refetch_row(
     owners = await _owners(source, table, key)
     if await resolve_from_events(source, table, key, any_version=not owners):
         return RowSet()
-    said = [await _is_shown(source, table, o, started=started, priority=priority) for o in owners]
+    row = (table, key)
+    said = [await _is_shown(source, row, o, started=started, priority=priority) for o in owners]
     # An account that its platform does not control shows no bank accounts: `external_accounts` in
-    # https://docs.stripe.com/api/accounts/object.
+    # https://docs.stripe.com/api/accounts/object. Of discounts a customer shows one.
     if any(said):
         return RowSet()
     is_told = bool(owners) and await resolve_from_events(source, table, key, any_version=True)
@@ -158,17 +159,18 @@ async def refetch_row(
 
 
 async def _is_shown(
-    source: Source, table: str, owner: Refetch, *, started: datetime, priority: int
+    source: Source, row: RowKey, owner: Refetch, *, started: datetime, priority: int
 ) -> bool:
-    """Read an owner; whether that says what objects of the table it has. One that is gone says nothing:
-    what it had may have events all the same.
+    """Read an owner; whether that shows the object, or says what all of its table are. One that is gone
+    says nothing: what it had may have events all the same.
     """
+    table, key = row
     with suppress(NotFound):
         if owner.kind == "children":
             return await read_children(source, owner, started)
         found = await source.fetch(owner.table, owner.id, started=started, priority=priority)
         return found is not None and (
-            table in found.rows
+            key in found.rows.get(table, ())
             or any(cut.child_table == table for cut in found.lists)
             or any(table in children_of(told) for told in found.sets)
         )
