@@ -44,6 +44,7 @@ pytestmark = pytest.mark.migrated
 
 LAG_S = 0.4
 MARGINS = Margins(clock_s=3.0, replica_lag_s=LAG_S)
+_OLD_VERSION = "2024-06-20"
 MISSING = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "no"}}
 
 
@@ -592,6 +593,32 @@ async def test_a_response_that_shows_what_an_event_changed_is_not_asked_for_agai
         assert f.stripe.paths().count("/v1/customers/cus_1") == 1
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_a_response_that_proves_itself_proves_nothing_of_the_rest_of_its_lists(
+    database: str, is_new: bool
+) -> None:
+    """Another replica shows that, and is behind: it has the list as it was, or no such subscription yet."""
+    before = [f"si_{n:02}" for n in range(13)]
+    after = [*before[:11], "si_12", "si_13"]
+    async with following(database) as f:
+        have_items(f.stripe, before)
+        if not is_new:
+            await f.copy.source.fetch("subscription", "sub_1")
+            await f.pg.execute("UPDATE stripe.subscription SET _synced_at = now() - interval '1 h'")
+        old = f.stripe.lists["/v1/subscription_items"]
+        page = {"object": "list", "data": old[10:], "has_more": False, "url": "/x"}
+        behind = iter([(404, MISSING) if is_new else (200, page)])
+        f.stripe.answers["/v1/subscription_items"] = lambda _: next(behind, None)
+        have_items(f.stripe, after)
+        now = f.stripe.lists["/v1/subscriptions"][0]
+        data = {"object": now, "previous_attributes": {} if is_new else {"status": "trialing"}}
+        kind = f"customer.subscription.{'created' if is_new else 'updated'}"
+        f.stripe.event(kind, now, data=data, api_version=_OLD_VERSION)
+        await f.poll()
+        await f.settle()
+        assert await f.alive("subscription_item") == after
+
+
 async def test_another_event_of_its_second_settles_no_hint(database: str) -> None:
     """The row holds the first of two events, and the replica that is asked does not have the second yet."""
     first, last = ({"id": "txr_1", "object": "tax_rate", "description": d} for d in ("one", "two"))
@@ -735,9 +762,6 @@ async def test_a_refetch_that_waits_for_its_next_try_is_made_when_another_proces
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         assert await f.name() == "two"
-
-
-_OLD_VERSION = "2024-06-20"
 
 
 def _with_item(*, is_old: bool = False) -> Object:

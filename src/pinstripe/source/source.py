@@ -457,18 +457,18 @@ class Source:
     ) -> RowSet | None:
         """Fetches one object and mirrors it; returns its rows, None if Stripe cannot retrieve it by its id.
 
-        `started`: a moment before the request, on Postgres's clock. `cause`: what led to it. `answers`:
-        refetches that the commit completes. Raises NotFound if Stripe does not have the object (any more).
+        `started`: a moment before the request, on Postgres's clock. `answers`: refetches that the commit
+        completes. Raises NotFound if Stripe does not have the object (any more).
         """
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
             return None
         response = await self.get_object(where, key, parent, priority)
         found, obj = RowSet(), read_object(response, where.path)
-        for answer in answers:
-            if answer.lag_s and answer.proves(obj):
-                answer.lag_s = 0.0
         self.mirror.extractor.object(obj, found)
+        for answer in answers:  # Other replicas, which may be behind, show the rest of its lists.
+            if answer.lag_s and not found.lists and answer.proves(obj):
+                answer.lag_s = 0.0
         as_of = as_of_response(response, cause, started=started)
         await self.follow_all(found, priority=priority, as_of=as_of)
         await self.mirror.write([(found, as_of)], completed=answers)
