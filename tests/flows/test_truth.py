@@ -226,6 +226,22 @@ async def test_items_of_an_event_that_comes_late_are_flagged_if_a_list_did_not_h
         assert await f.alive("subscription_item") == items
 
 
+async def test_what_a_write_adds_is_a_row_though_an_event_of_before_was_applied_meanwhile(
+    database: str,
+) -> None:
+    async with following(database) as f:
+        asked = await f.pg.fetchval("SELECT clock_timestamp()")
+        have_items(f.stripe, ["si_1"])
+        f.stripe.event("customer.subscription.updated", subscription(["si_1"]))
+        await f.poll()
+        have_items(f.stripe, ["si_1", "si_2"])
+        answered = replace(as_of_now(), cause=Cause("", "req_1"), known_until=asked)
+        await f.write(f.stripe.lists["/v1/subscription_items"][1:], answered)
+        assert await f.alive("subscription_item") == ["si_1", "si_2"]
+        await f.settle()
+        assert await f.alive("subscription_item") == ["si_1", "si_2"]
+
+
 async def test_a_slow_page_that_is_surely_older_costs_no_request(database: str) -> None:
     async with following(database) as f:
         f.stripe.lists["/v1/invoices"] = [invoice(["il_1"], total=1)]

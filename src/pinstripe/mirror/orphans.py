@@ -183,7 +183,8 @@ async def find_removed(
 ) -> tuple[set[str], list[Doubt]]:
     """Return the staged rows of `child` that must not be inserted, and the sets that are in doubt.
 
-    A response that may be older than the set is not believed; an event is, until the set is known.
+    A read that may be older than the set is not believed; an event is, and the answer to a write, which no
+    event caused, until the set is known.
     """
     texts = [
         f"SELECT s.{quote(child.key[0])}, to_timestamp(s._hi) <= m.as_of, "
@@ -194,14 +195,14 @@ async def find_removed(
     ]
     left_out: set[str] = set()
     doubts: dict[tuple[str, str], Doubt] = {}
-    for key, is_older, is_of_event, parent, parent_id in await connection.fetch(
-        " UNION ALL ".join(texts)
-    ):
-        if is_older or not is_of_event:
+    rows = await connection.fetch(" UNION ALL ".join(texts))
+    for key, is_older, is_of_event, parent, parent_id in rows:
+        known, cause = doubts.get((parent, parent_id)), causes.get((child.name, key))
+        is_of_write = cause is not None and not cause.event_id
+        if is_older or not (is_of_event or is_of_write):
             left_out.add(key)
         if not is_older:
-            known = doubts.get((parent, parent_id))
-            cause = causes.get((child.name, key)) or (known.cause if known else None)
+            cause = cause or (known.cause if known else None)
             doubts[parent, parent_id] = Doubt(child.name, parent, parent_id, cause)
     return left_out, list(doubts.values())
 
