@@ -635,6 +635,38 @@ async def test_a_response_that_proves_itself_proves_nothing_of_the_rest_of_its_l
         assert await f.alive("subscription_item") == after
 
 
+async def test_a_page_that_takes_long_settles_no_event_that_was_young_when_it_was_asked_for(
+    database: str,
+) -> None:
+    """What is past by the time the page is written was not when a replica that is behind made it."""
+
+    def named(name: str) -> list[Object]:
+        return [customer(name) | {"id": f"cus_{n}"} for n in (1, 2)]
+
+    async with following(database, date_ahead_s=0.0) as f:
+        await f.write(named("one"), AsOf(time.time() - 90, time.time() - 80))
+        await f.pg.execute("UPDATE stripe.customer SET _synced_at = now() - interval '1 hour'")
+        f.stripe.lists["/v1/customers"] = named("one")
+
+        def late(_: Params) -> None:
+            """It is some seconds later when this page comes, and then Stripe shows what there is."""
+            f.stripe.answers.clear()
+            f.stripe.date_ahead_s = 4.0
+            asyncio.get_running_loop().call_soon(f.stripe.lists.update, {"/v1/customers": now})
+
+        now = named("two")
+        for changed in now:
+            then = int(time.time()) - 2
+            f.stripe.event("customer.updated", changed, created=then, api_version=_OLD_VERSION)
+        await f.poll()
+        f.stripe.answers["/v1/customers"] = late
+        f.stripe.asked.clear()
+        await f.settle()
+        assert f.stripe.paths()[0] == "/v1/customers"
+        rows = await f.pg.fetch("SELECT name FROM stripe.customer")
+        assert [row[0] for row in rows] == ["two", "two"]
+
+
 async def test_another_event_of_its_second_settles_no_hint(database: str) -> None:
     """The row holds the first of two events, and the replica that is asked does not have the second yet."""
     first, last = ({"id": "txr_1", "object": "tax_rate", "description": d} for d in ("one", "two"))

@@ -163,7 +163,11 @@ async def fetch_batch(
     """
     endpoint = batch.endpoint
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
-    refetch_of = {refetch.id: refetch for refetch in refetches}
+    # Before the request: what is past by the time its answer is written may have been young then.
+    answers = {
+        one.id: source.done(one, batch.at, is_told=batch.told[one.id] >= one.told_from)
+        for one in refetches
+    }
     priority = min(refetch.work_class for refetch in refetches)
     shown: dict[str, RefetchDone] = {}
     pages = 0
@@ -172,34 +176,30 @@ async def fetch_batch(
         pages += 1
         source.observe_clock(page.response)
         # Of the others events tell: what this page says of them may be older, and would be contested.
-        mine = {str(o["id"]): o for o in page.objects if o.get("id") in refetch_of}
+        mine = {str(o["id"]): o for o in page.objects if o.get("id") in answers}
         if mine:
-            shown |= await _put(source, batch, mine, page.response, refetch_of)
-        if pages == batch.pages or len(shown) == len(refetch_of):
+            shown |= await _put(source, mine, page.response, answers)
+        if pages == batch.pages or len(shown) == len(answers):
             break
     return shown
 
 
 async def _put(
     source: Source,
-    batch: BatchFetch,
     objects: Mapping[str, StripeObject],
     response: Response,
-    refetch_of: Mapping[str, Refetch],
+    answers: Mapping[str, RefetchDone],
 ) -> dict[str, RefetchDone]:
     parts: list[Part] = []
-    for key, obj in objects.items():
-        found, cause = RowSet(), refetch_of[key].cause
-        source.mirror.extractor.object(obj, found)
-        as_of = as_of_response(response, cause, started=batch.at)
-        await source.follow_all(found, priority=refetch_of[key].work_class, as_of=as_of)
+    completed = {key: answers[key] for key in objects}
+    for key, answer in completed.items():
+        found, refetch = RowSet(), answer.refetch
+        source.mirror.extractor.object(objects[key], found)
+        as_of = as_of_response(response, refetch.cause, started=answer.started)
+        await source.follow_all(found, priority=refetch.work_class, as_of=as_of)
         parts.append((found, as_of))
-    completed = [
-        source.done(one, batch.at, is_told=batch.told[one.id] >= one.told_from)
-        for one in map(refetch_of.__getitem__, objects)
-    ]
-    await source.mirror.write(parts, completed=completed)
-    return {answer.refetch.id: answer for answer in completed}
+    await source.mirror.write(parts, completed=list(completed.values()))
+    return completed
 
 
 @cache
