@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from tests.flows.harness.account import Copy, open_copy, quiet, until
 from tests.flows.harness.scripted_stripe import (
+    VERSION,
     Answer,
     Object,
     Params,
@@ -849,7 +850,14 @@ async def test_an_item_that_an_invoice_takes_up_or_lets_go_is_so_though_a_replic
         assert owner == states[1]["invoice"]
 
 
-async def test_items_behind_the_tenth_line_of_an_invoice_name_it_too(database: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "others"), [(VERSION, 0), (_OLD_VERSION, 0), (_OLD_VERSION, 1)]
+)
+async def test_items_behind_the_tenth_line_of_an_invoice_name_it_too(
+    database: str, version: str, others: int
+) -> None:
+    """Also where an event of another version has the invoice fetched, alone or with others."""
+
     def item(number: int, owner: str | None) -> Object:
         return {"id": f"ii_{number}", "object": "invoiceitem", "invoice": owner, "created": 1}
 
@@ -866,10 +874,13 @@ async def test_items_behind_the_tenth_line_of_an_invoice_name_it_too(database: s
     shown["lines"]["data"] = lines[:10]
     async with following(database) as f:
         await f.write([item(n, None) for n in range(12)], AsOf(time.time() - 90, time.time() - 80))
-        f.stripe.lists["/v1/invoices"] = [shown]
+        made = {"created": int(time.time())}
+        more = [invoice([]) | {"id": f"in_{2 + n}"} for n in range(others)]
+        f.stripe.lists["/v1/invoices"] = [one | made for one in (shown, *more)]
         f.stripe.lists["/v1/invoices/in_1/lines"] = lines
         f.stripe.lists["/v1/invoiceitems"] = [item(n, "in_1") for n in range(12)]
-        f.stripe.event("invoice.created", shown)
+        for one in f.stripe.lists["/v1/invoices"]:
+            f.stripe.event("invoice.created", one, api_version=version)
         await f.poll()
         await f.settle()
         left = "SELECT id FROM stripe.invoice_item WHERE invoice_id IS DISTINCT FROM 'in_1'"

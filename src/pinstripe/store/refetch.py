@@ -186,7 +186,7 @@ class RefetchDone:
     None for a 404. `again_s`: in so many seconds it is to be made once more, because it was queued less
     than `lag_s` before; None if it is not. `is_left`: it was queued again meanwhile, or more urgently, and
     stays. `is_told`: the row holds the event that queued it, so that only what Stripe shows on request may
-    be behind. `is_noted`: the commit is done.
+    be behind. `is_noted`: the commit is done. `is_cut`: the response shows only the first of a list.
     """
 
     refetch: Refetch
@@ -197,6 +197,7 @@ class RefetchDone:
     again_s: float | None = None
     is_left: bool = False
     is_noted: bool = False
+    is_cut: bool = False
 
 
 def urgent(refetches: Iterable[Refetch]) -> dict[tuple[str, str, str], Refetch]:
@@ -281,10 +282,8 @@ async def load_refetches(
 
 async def load_waiting(connection: Connection, schema: str) -> list[tuple[str, str, str]]:
     """Return the (kind, table, id) of every refetch that is not done."""
-    rows = await connection.fetch(
-        'SELECT kind, "table", id FROM pinstripe.pending WHERE schema = $1', schema
-    )
-    return [(row[0], row[1], row[2]) for row in rows]
+    waiting = 'SELECT kind, "table", id FROM pinstripe.pending WHERE schema = $1'
+    return [(row[0], row[1], row[2]) for row in await connection.fetch(waiting, schema)]
 
 
 async def is_queued_by(pool: Pool, schema: str, refetch: Refetch, moment: datetime) -> bool:

@@ -197,6 +197,7 @@ async def _put(
         source.mirror.extractor.object(objects[key], found)
         as_of = as_of_response(response, refetch.cause, started=answer.started)
         await source.follow_all(found, priority=refetch.work_class, as_of=as_of)
+        answer.is_cut = bool(found.lists)
         parts.append((found, as_of))
     await source.mirror.write(parts, completed=list(completed.values()))
     return completed

@@ -216,8 +216,7 @@ class RefetchWorker:
 
     async def _load(self) -> None:
         async with self._source.pool.acquire() as connection:
-            left = await load_refetches(connection, self._source.mirror.schema)
-        self._take(left)
+            self._take(await load_refetches(connection, self._source.mirror.schema))
 
     def _take(self, noted: Iterable[Noted]) -> None:
         """Load refetches from the database; one that waits for its next try waits here too."""
@@ -317,6 +316,8 @@ class RefetchWorker:
                 if batch is not None:
                     others = self._queue.take(refetch.table, batch.told)
                     shown = await fetch_batch(self._source, batch, [refetch, *others])
+            for answer in (a for a in shown.values() if a.is_cut):
+                await self._relate_items(answer.refetch)
         except LostLease:
             raise
         except PinstripeError as error:
@@ -386,9 +387,8 @@ class RefetchWorker:
         """Make the request and complete the refetch. Raises errors that are no answer."""
         source = self._source
         is_row = refetch.kind in ("fetch", "relate") and refetch.table in source.wanted
-        started, version, is_told = await source.row_state(
-            refetch.table if is_row else "", refetch.id, since=refetch.told_from
-        )
+        table, told_from = refetch.table if is_row else "", refetch.told_from
+        started, version, is_told = await source.row_state(table, refetch.id, since=told_from)
         answer = source.done(refetch, started, is_told=is_told)
         event = await self._event(refetch) if answer.lag_s and is_row else None
         if event is not None and await self._is_alone(event):
@@ -420,9 +420,11 @@ class RefetchWorker:
                 await read_children(source, refetch, started)
             elif refetch.kind == "nested":
                 await _follow(source, refetch, started)
-                await self._relate_items(refetch)
+                answer.is_cut = True
             elif is_row:
                 await self._fetch(refetch, answer)
+            if answer.is_cut:
+                await self._relate_items(refetch)
         except PinstripeError as error:
             if not error.is_answer:
                 raise
@@ -434,15 +436,11 @@ class RefetchWorker:
 
     async def _relate_items(self, refetch: Refetch) -> None:
         """Queue the items of an invoice's lines that do not name it yet: its events show ten lines."""
-        source, (table, _, invoice) = self._source, refetch.parent.partition(" ")
-        lines, wanted = refetch.table, source.wanted
-        if (
-            (table, lines) != ("invoice", "line_item")
-            or lines not in wanted
-            or TAKEN_UP not in wanted
-        ):
+        source, schema, lines = self._source, self._source.mirror.schema, "line_item"
+        own = f"{refetch.table} {refetch.id}"
+        table, _, invoice = (refetch.parent if refetch.kind == "nested" else own).partition(" ")
+        if table != "invoice" or not source.wanted.keys() >= {lines, TAKEN_UP}:
             return
-        schema = source.mirror.schema
         async with source.transaction() as connection:
             found = await connection.fetch(
                 f"SELECT i.id FROM {qualified(schema, lines)} l JOIN {qualified(schema, TAKEN_UP)} i"
@@ -450,7 +448,7 @@ class RefetchWorker:
                 " WHERE l.invoice_id = $1 AND i.invoice_id IS DISTINCT FROM $1",
                 invoice,
             )
-            item = replace(refetch, kind="relate", table=TAKEN_UP, parent=invoice)
+            item = replace(refetch, kind="relate", table=TAKEN_UP, parent=invoice, work=None)
             items = [replace(item, id=row[0]) for row in found]
             await add_refetches(connection, schema, items)
         self.gather(items)
@@ -467,7 +465,7 @@ class RefetchWorker:
         await self._source.save([ended_by(error, stream, {"table": refetch.table})])
 
     async def _fetch(self, refetch: Refetch, answer: RefetchDone) -> None:
-        await refetch_row(
+        found = await refetch_row(
             self._source,
             refetch.table,
             refetch.id,
@@ -477,6 +475,7 @@ class RefetchWorker:
             answers=[answer],
             priority=refetch.work_class,
         )
+        answer.is_cut = found is not None and bool(found.lists)
 
     async def _event(self, refetch: Refetch) -> EventDetail | None:
         """The event that asks for the object and carries it; None if it is not in the database."""
@@ -494,9 +493,8 @@ class RefetchWorker:
         line, lag_s = event.event, self._source.replica_lag.total_seconds()
         if line.created is None or line.object_id is None:
             return False
-        near = EventFilter(
-            object_id=line.object_id, since=int(line.created.timestamp() - lag_s) - 1
-        )
+        since = int(line.created.timestamp() - lag_s) - 1
+        near = EventFilter(object_id=line.object_id, since=since)
         async with self._source.pool.acquire() as connection:
             found = await list_events(connection, self._source.mirror.schema, near, limit=2)
         return len(found) == 1
