@@ -872,6 +872,24 @@ async def test_an_item_that_an_invoice_takes_up_or_lets_go_is_so_though_a_replic
         assert owner == states[1]["invoice"]
 
 
+async def test_an_item_that_an_invoice_takes_up_and_lets_go_is_looked_up_after_a_restart(
+    database: str,
+) -> None:
+    """The first was to be looked at once more, and the second came before that."""
+    then = time.time() - 60.0
+    taken, let_go = (Refetch("relate", "invoice_item", "ii_1", by, then) for by in ("in_1", ""))
+    async with following(database) as f:
+        item: Object = {"id": "ii_1", "object": "invoiceitem", "invoice": "in_1", "created": 1}
+        await f.write([item], AsOf(then - 30.0, then - 20.0))
+        await f.pg.execute("UPDATE stripe.invoice_item SET _synced_at = now() - interval '1 hour'")
+        f.stripe.lists["/v1/invoiceitems"] = [item | {"invoice": None}]
+        for one in (taken, let_go):
+            await add_refetches(f.pg, "stripe", [one])
+        await f.refetches.drain()
+        assert await f.pg.fetchval("SELECT invoice_id FROM stripe.invoice_item") is None
+        assert await f.pg.fetch("SELECT * FROM pinstripe.pending") == []
+
+
 @pytest.mark.parametrize(
     ("version", "others"), [(VERSION, 0), (_OLD_VERSION, 0), (_OLD_VERSION, 1)]
 )

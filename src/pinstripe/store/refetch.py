@@ -104,7 +104,7 @@ SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nul
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[],
   $9::smallint[]) AS u (kind, tab, id, parent, since, request, event, priority)
 ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE SET
-  parent = coalesce(EXCLUDED.parent, p.parent),
+  parent = CASE p.kind WHEN 'relate' THEN EXCLUDED.parent ELSE coalesce(EXCLUDED.parent, p.parent) END,
   since = CASE 'epoch'::timestamptz WHEN p.since THEN p.since WHEN EXCLUDED.since THEN EXCLUDED.since
     ELSE greatest(p.since, EXCLUDED.since) END,
   priority = least(p.priority, EXCLUDED.priority),
