@@ -588,6 +588,16 @@ async def test_events_of_one_second_in_two_polls_are_ordered_by_what_they_change
         assert set(f.stripe.paths()) == {"/v1/events"}
 
 
+async def test_a_poll_that_somebody_waits_for_has_new_events_though_date_is_ahead_of_their_clock(
+    database: str,
+) -> None:
+    async with following(database, date_ahead_s=3.0) as f:
+        for number in (1, 2, 3):
+            f.stripe.event("customer.created", customer("new") | {"id": f"cus_{number}"})
+            await f.live._read_late_lookback(0.25, 0.25)
+            assert await f.pg.fetchval("SELECT count(*) FROM stripe.customer") == number
+
+
 async def test_an_event_that_comes_late_within_a_second_undoes_nothing(database: str) -> None:
     """It changed "one" to "two", and a later one, which came first, "two" back to "one"."""
     async with following(database) as f:

@@ -368,10 +368,9 @@ class EventPoller:
         self, late_s: float, window_s: float, *, priority: int = FOLLOW
     ) -> None:
         """Apply events that came up to `late_s` late, also if the last such lookback is long ago."""
-        began = self._source.now()
-        since = min(self._lookback.since(late_s), began - window_s)
-        # `_forget` drops what is a little older.
-        remembered = began - 1.9 * self._intervals.window_s
+        began, clock_s = self._source.now(), self._source.stripe.margins.clock_s
+        since = min(self._lookback.since(late_s, self.stats.newest, clock_s), began - window_s)
+        remembered = began - 1.9 * self._intervals.window_s  # `_forget` drops what is older.
         if since < remembered:
             # After a long absence: down to the first applied event, however far that is.
             await self.poll()

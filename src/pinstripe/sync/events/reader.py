@@ -326,10 +326,12 @@ class LookbackWindows:
         """Up to `began` everything has been read, however late."""
         self._began = {float("inf"): began}
 
-    def since(self, late_s: float) -> float:
-        """Return where the next lookback for this lateness begins."""
+    def since(self, late_s: float, newest: float = float("inf"), clock_s: float = 0.0) -> float:
+        """Return where the next lookback for this lateness begins. `Date`, by which we know when one began,
+        may be `clock_s` ahead of the clock of events, of which the second of the `newest` event tells.
+        """
         began = max(when for late, when in self._began.items() if late >= late_s)
-        return began - late_s - MARGIN_S
+        return max(min(began, newest + 1.0), began - clock_s) - late_s - MARGIN_S
 
     def note(self, began: float, late_s: float) -> None:
         """A read from `since(late_s)` or earlier to the end of the list, which began then."""
