@@ -23,7 +23,8 @@ from pinstripe.service import Service, open_service
 from pinstripe.store.verifications import load_certificate
 from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.follower import Follower
-from pinstripe.sync.verify.compare import Report
+from pinstripe.sync.verify.compare import Difference, Report
+from pinstripe.sync.verify.recheck import Repairs
 from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.auth import Key
@@ -394,6 +395,27 @@ async def test_rows_that_no_list_shows_are_sampled_and_a_wrong_one_has_all_of_th
     assert none.differences == 0
     assert one.differences == 5
     assert one.tables["charge"].state == "verified"
+
+
+async def test_a_repair_takes_out_no_object_that_was_made_again_since_it_was_missed(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(database, tables=("product", "event")) as (_, service):
+        (key,) = await ids(pg, "product", 1, "deleted IS NOT TRUE")
+        await age(pg, "product")
+        write = (
+            "UPDATE stripe.product SET _synced_at = now() - $2 * interval '1 minute' WHERE id = $1"
+            " RETURNING _synced_at"
+        )
+        missed, again = [await pg.fetchval(write, key, minutes) for minutes in (60, 1)]
+        async with open_verify(
+            service.database.url, service.source, service.budget, VerifyOptions(repair=True)
+        ) as run:
+            parts = (run._source, run._looking, run._comparer, run._rechecker, run._read_lists)
+            for version in (missed, again):
+                await Repairs(*parts)._mend(Difference("product", key, "extra", version=version))
+                flag = await pg.fetchval("SELECT deleted FROM stripe.product WHERE id = $1", key)
+                assert flag is (version == again)
 
 
 async def test_nothing_is_called_wrong_while_the_account_lives_and_is_followed(

@@ -505,8 +505,9 @@ class Repairs:
         """Flag or delete the row of an object that Stripe does not have."""
         table, path = self._source.wanted[found.table], path_to(found)
         if table.deletable:
-            started = await self._source.pool.time()
-            await mark_deleted(self._source, found.table, found.key, started=started)
+            started, version = await self._source.row_version(found.table, found.key)
+            if version == found.version:  # Else it may have been made again since.
+                await mark_deleted(self._source, found.table, found.key, started=started)
             return
         by_id = path is None or path.key == found.key
         if by_id and found.table not in ENTRIES_GO:
