@@ -270,6 +270,33 @@ async def test_two_writers_on_the_same_rows_never_wait_in_a_circle(
     assert [tuple(b) for b in balances] == [(2 * rounds - 1, at(2 * rounds - 1))]
 
 
+async def test_a_member_that_changes_while_a_list_takes_it_out_is_contested(database: str) -> None:
+    def subscription(*ids: str) -> StripeObject:
+        data = [{"id": i, "object": "subscription_item", "subscription": "sub_1"} for i in ids]
+        items = {"object": "list", "data": data, "has_more": False}
+        return {"id": "sub_1", "object": "subscription", "items": items}
+
+    names = ("subscription", "subscription_item")
+    await make_schema(database, names)
+    async with writing(database, *names) as w:
+        await w.put((subscription("si_1", "si_2"), 0, 1))
+        change = (
+            f"UPDATE {SCHEMA}.subscription_item SET quantity = 2, _synced_at = clock_timestamp(),"
+            " _as_of = _as_of + interval '5 s', _as_of_latest = _as_of_latest + interval '5 s'"
+            " WHERE id = 'si_2'"
+        )
+        other = w.pg.transaction()
+        await other.start()
+        await w.pg.execute(change)
+        taking = asyncio.create_task(w.put((subscription("si_1"), 4, 8)))
+        async with asyncio.timeout(20):
+            while not await w.pg.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await other.commit()
+        (conflict,) = await taking
+        assert (conflict.table, conflict.key) == ("subscription_item", "si_2")
+
+
 class History:
     """One object whose content changes at known moments, and snapshots that know them roughly.
 

@@ -582,7 +582,7 @@ class Writer:
             flags = tombstones(table, self._shapes, keys)
             if flags is not None:
                 causes = {(child, key): proof.cause for key, proof in keys.items() if proof.cause}
-                await self._upsert(connection, child, flags, "", causes)
+                conflicts += await self._upsert(connection, child, flags, "", causes)
                 continue
             for cause in sorted({proof.cause for proof in keys.values()}, key=str):
                 dead = [key for key, proof in keys.items() if proof.cause == cause]
