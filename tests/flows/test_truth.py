@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -972,8 +971,8 @@ async def test_an_object_without_an_address_does_not_stay_as_an_event_of_another
 async def test_what_nothing_shows_in_our_version_is_as_the_newest_event_of_another_has_it(
     database: str, event: str, obj: Object
 ) -> None:
-    """A reserve plan has neither an address nor an owner, this account shows no bank accounts, the source is
-    gone, and the customer shows another discount.
+    """A reserve plan has neither an address nor an owner, this account shows no bank accounts, the source
+    is gone, and the customer shows another discount.
     """
     async with following(database) as f:
         gone = error(404, "No such source: 'src_1'", "resource_missing")
