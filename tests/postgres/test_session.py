@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 import asyncpg
 import pytest
@@ -115,6 +116,29 @@ async def test_what_an_administrator_decides_stays(database: str, pg: asyncpg.Co
 async def test_options_of_the_url_reach_the_server(database: str) -> None:
     async with connect(f"{database}&options=-c%20geqo%3Doff") as connection:
         assert await connection.fetchval("SHOW geqo") == "off"
+
+
+async def test_a_host_that_does_not_answer_keeps_none_from_the_next(database: str) -> None:
+    """A machine that is down refuses nothing: of it no word comes at all."""
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    there = read_url(database)
+    assert there.hosts
+    assert there.ports
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        hosts = f"127.0.0.1:{port},{quote(there.hosts[0], safe='')}:{there.ports[0]}"
+        url = f"postgresql://{there.user}@{hosts}/{there.database}?connect_timeout=2"
+        async with connect(url) as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        async with asyncio.timeout(1.9), connect(url) as again:  # It is tried last for a while.
+            assert await again.fetchval("SELECT 1") == 1
+        with pytest.raises(Unreachable, match="in time"):
+            async with connect(f"postgresql://127.0.0.1:{port}/x?connect_timeout=2"):
+                pass
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP", "SQL_ASCII"])

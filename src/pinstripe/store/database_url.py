@@ -199,7 +199,7 @@ class DatabaseTarget:
     krbsrvname: str | None
     gsslib: str | None
     timeout_s: float | None
-    """For all hosts together; None for our own limit."""
+    """For each host; None for our own limit."""
     socket_options: tuple[tuple[int, int, int], ...]
     requirepeer: str
     """The user of this machine that the server behind a socket must run as; "" for any."""
@@ -280,7 +280,7 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> DatabaseTarge
         target_session_attrs=_text(values, "target_session_attrs"),
         krbsrvname=_text(values, "krbsrvname"),
         gsslib=_text(values, "gsslib"),
-        timeout_s=_timeout(values, len(hosts)),
+        timeout_s=_timeout(values),
         socket_options=() if sockets else tuple(_socket_options(values)),
         requirepeer=_text(values, "requirepeer") or "",
     )
@@ -418,12 +418,10 @@ def _whole(values: _Values, name: str) -> int | None:
     return int(text)
 
 
-def _timeout(values: _Values, hosts: int) -> float | None:
+def _timeout(values: _Values) -> float | None:
     """As in libpq: for each host, at least 2 s. Its zero is for ever; here it is our own limit."""
     seconds = _whole(values, "connect_timeout")
-    if seconds is None or seconds <= 0:
-        return None
-    return float(max(seconds, 2) * max(hosts, 1))
+    return None if seconds is None or seconds <= 0 else float(max(seconds, 2))
 
 
 def _socket_options(values: _Values) -> Iterator[tuple[int, int, int]]:

@@ -22,6 +22,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -125,6 +127,8 @@ _SETTINGS_SINCE: dict[int, dict[str, str]] = {
 }
 
 _ROUNDS = 3
+_silent: dict[tuple[str, int], float] = {}  # Hosts that did not answer: until when they come last.
+_SILENT_S = 60.0
 _lasting: set[str] = set()
 """URLs behind which a pooler stands that has been found to let sessions last."""
 
@@ -182,7 +186,8 @@ async def open_session(url: str, *, application_name: str, **driver: Any) -> Ses
     try:
         _set_socket(connection, target)
         # A pooler lets a client in, and has its first statement wait for a server that is free.
-        async with asyncio.timeout(max(target.timeout_s or 0.0, CONNECT_S)):
+        limit_s = (target.timeout_s or 0.0) * len(target.hosts or [""])
+        async with asyncio.timeout(max(limit_s, CONNECT_S)):
             if not await _set(connection, only_where_logged_in=url not in _lasting):
                 await _check_pooler(connection, target)
                 _lasting.add(url)
@@ -200,24 +205,34 @@ async def _connect(
     connection_class: type[Session] = Session,
     **driver: Any,
 ) -> Session:
-    return await asyncpg.connect(  # type: ignore[misc]  # too many unions for the stubs
-        target.tls.dsn,
-        host=target.hosts,
-        port=target.ports,
-        user=target.user,
-        password=target.password,
-        passfile=target.passfile,
-        database=target.database,
-        ssl=target.tls.ssl,
-        direct_tls=target.tls.direct,
-        target_session_attrs=target.target_session_attrs,  # type: ignore[arg-type]  # checked
-        krbsrvname=target.krbsrvname,
-        gsslib=target.gsslib,  # type: ignore[arg-type]  # checked
-        timeout=target.timeout_s or CONNECT_S,
-        server_settings={"application_name": application_name, **target.settings},
-        connection_class=connection_class,
-        **driver,
-    )
+    now, places = time.monotonic(), list(zip(target.hosts or (), target.ports or (), strict=False))
+    places.sort(key=lambda place: _silent.get(place, now) > now)
+    try:
+        return await asyncpg.connect(  # type: ignore[misc]  # too many unions for the stubs
+            target.tls.dsn,
+            host=[host for host, _ in places] or None,
+            port=[port for _, port in places] or target.ports,
+            user=target.user,
+            password=target.password,
+            passfile=target.passfile,
+            database=target.database,
+            ssl=target.tls.ssl,
+            direct_tls=target.tls.direct,
+            target_session_attrs=target.target_session_attrs,  # type: ignore[arg-type]  # checked
+            krbsrvname=target.krbsrvname,
+            gsslib=target.gsslib,  # type: ignore[arg-type]  # checked
+            timeout=target.timeout_s or CONNECT_S / max(len(places), 1),
+            server_settings={"application_name": application_name, **target.settings},
+            connection_class=connection_class,
+            **driver,
+        )
+    except TimeoutError:
+        if len(places) < 2:
+            raise
+    # The driver has one limit for all hosts: the first may have used it up.
+    _silent[places[0]] = now + _SILENT_S
+    rest = replace(target, hosts=[h for h, _ in places[1:]], ports=[p for _, p in places[1:]])
+    return await _connect(rest, application_name, connection_class=connection_class, **driver)
 
 
 async def _set(connection: asyncpg.Connection, *, only_where_logged_in: bool) -> bool:

@@ -266,7 +266,7 @@ def test_time_and_keepalives_are_as_libpq_reads_them() -> None:
     assert read("connect_timeout=10").timeout_s == 10
     assert read("connect_timeout=1").timeout_s == 2
     assert read("connect_timeout=0").timeout_s is None
-    assert read_url("postgresql://a,b/d?connect_timeout=5", {}).timeout_s == 10
+    assert read_url("postgresql://a,b/d?connect_timeout=5", {}).timeout_s == 5
     alive = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     assert read().socket_options == (alive,)
     assert read("keepalives=0").socket_options == ((*alive[:2], 0),)
