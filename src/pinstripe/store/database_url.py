@@ -10,6 +10,7 @@ https://www.postgresql.org/docs/current/libpq-connect.html (parameters, service 
 from __future__ import annotations
 
 import configparser
+import getpass
 import os
 import random
 import re
@@ -272,7 +273,7 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> DatabaseTarge
         hosts=hosts or None,
         ports=ports,
         user=_text(values, "user"),
-        password=_text(values, "password"),
+        password=_text(values, "password") or _of_passfile(values, hosts, ports, names),
         database=_text(values, "dbname"),
         passfile=_text(values, "passfile"),
         tls=make_tls({n: v.text for n, v in values.items()}, names, only_sockets=sockets),
@@ -323,8 +324,9 @@ def _of_service(service: _Value, file: _Value | None, environ: Mapping[str, str]
             delimiters=("=",), comment_prefixes=("#",), strict=False
         )
         try:
-            parser.read(path)
-        except (configparser.Error, UnicodeDecodeError) as error:
+            lines = path.read_text("utf-8").splitlines() if path.exists() else ()
+            parser.read_string("\n".join(line.strip() for line in lines))  # No line goes on.
+        except (configparser.Error, OSError, UnicodeDecodeError) as error:
             raise Misconfigured(
                 f"The service file {path} cannot be read.",
                 hint="Its lines are NAME=VALUE under [SERVICE].",
@@ -342,6 +344,32 @@ def _of_service(service: _Value, file: _Value | None, environ: Mapping[str, str]
 
 def _variable(environ: Mapping[str, str], name: str) -> _Value | None:
     return _Value(environ[name], name) if environ.get(name) else None
+
+
+_PASSWORD = re.compile(r"((?:\\.|[^\\:])*):" * 4 + r"(.*?)\r?")
+"""A line of a password file: `host:port:database:user:password`. A backslash escapes `:` and itself."""
+
+
+def _of_passfile(
+    values: _Values, hosts: list[str], ports: list[int] | None, names: Mapping[str, str]
+) -> str | None:
+    """The password of the first host that the password file names. The driver's own reading keeps the
+    backslashes, and knows addresses only (https://www.postgresql.org/docs/current/libpq-pgpass.html).
+    """
+    try:
+        path = Path(_text(values, "passfile") or Path.home() / ".pgpass")
+        lines = [] if path.stat().st_mode & 0o077 else path.read_text("utf-8").split("\n")
+        user = _text(values, "user") or getpass.getuser()
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError):
+        return None
+    for host, port in zip(hosts or [""], ports or [5432], strict=True):
+        place = names.get(host, "localhost" if host[:1] in ("", "/") else host)
+        wanted = (place, str(port), _text(values, "dbname") or user, user)
+        for found in filter(None, map(_PASSWORD.fullmatch, lines)):
+            fields = [re.sub(r"\\(.)", r"\1", field) for field in found.groups()]
+            if all(fields[n] in ("*", text) for n, text in enumerate(wanted)):
+                return fields[4]
+    return None
 
 
 def _check(name: str, value: _Value) -> None:

@@ -313,6 +313,45 @@ def test_a_service_stands_between_url_and_environment(tmp_path: Path) -> None:
         read_url("postgresql://?service=prod", environ)
 
 
+def test_lines_of_a_service_may_be_indented_in_any_way(tmp_path: Path) -> None:
+    file = tmp_path / "services"
+    file.write_text("[prod]\nhost=served\n  port=99\n\tuser=s\n")
+    target = read_url("postgresql://?service=prod", {"PGSERVICEFILE": str(file)})
+    assert (target.hosts, target.ports, target.user) == (["served"], [99], "s")
+
+
+@pytest.mark.parametrize(
+    ("where", "password"),
+    [
+        ("me@db.example.com:6432/billing", r"a:b\c"),
+        ("me@192.0.2.7:6432/billing?hostaddr=192.0.2.7&host=db.example.com", r"a:b\c"),
+        ("me@[::1]:1/d", "of IPv6 "),
+        ("o%3Addly@h/d", "of a colon"),
+        ("me@/d?host=/run/pg&port=7", "of a socket"),
+        ("me@nowhere,served:8/d", "of the second"),
+        ("me@unlisted/d", None),
+        ("me:given@db.example.com:6432/billing", "given"),
+    ],
+)
+def test_the_password_file_is_read_as_libpq_reads_it(
+    where: str, password: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "passwords"
+    file.write_text(
+        "# ours\n\nshort:line\n"
+        "db.example.com:6432:billing:me:a:b\\\\c\n"
+        "\\:\\:1:*:*:me:of IPv6 \n"
+        "h:*:d:o\\:ddly:of a colon\n"
+        "localhost:7:d:me:of a socket\n"
+        "served:8:d:*:of the second\r\n"
+    )
+    file.chmod(0o600)
+    assert read_url(f"postgresql://{where}", {"PGPASSFILE": str(file)}).password == password
+    file.chmod(0o640)  # libpq does not read it either.
+    own = "given" if password == "given" else None
+    assert read_url(f"postgresql://{where}", {"PGPASSFILE": str(file)}).password == own
+
+
 @pytest.mark.parametrize(
     ("written", "url"),
     [
