@@ -38,6 +38,7 @@ from pinstripe.platforms.sweep import Sweep, discover
 from pinstripe.platforms.tasks import Tasks, WorkedPlatform
 from pinstripe.platforms.vault import PlatformVault
 from pinstripe.service import budget_for, chosen_tables, personal_of, rate_shares, stripe_for
+from pinstripe.store.database_url import url_for_libpq
 from pinstripe.store.leases import new_holder, session_name
 from pinstripe.store.migrate import ensure_bookkeeping, migrate_platform
 from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
@@ -320,7 +321,7 @@ def engine(url: str, worker: Worker) -> App:
     """Procrastinate's app, with the tasks of this worker."""
     app = App(
         connector=_Connector(
-            conninfo=url,
+            conninfo=url_for_libpq(url),
             min_size=1,
             max_size=2,
             timeout=30.0,

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from pinstripe.errors import Misconfigured
-from pinstripe.store.tls import TLS_PARAMETERS, Tls, make_tls
+from pinstripe.store.tls import TLS_PARAMETERS, Tls, make_tls, mode_of
 
 FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _ODD = f"Its form: {FORM}; write odd characters as %XX (@ is %40, / is %2F, # is %23)."
@@ -103,12 +103,9 @@ _REFUSED: dict[str, tuple[frozenset[str], str]] = {
 }
 """Parameters that are refused by name unless they have one of these values, and the remedy."""
 
-_LIBPQ = _USED | TLS_PARAMETERS | _REFUSED.keys() - {"sslidentity"} | {
-    "application_name",
-    "fallback_application_name",
-    "client_encoding",
-    "sslcompression",
-} - {"ssl", "sslaccept"}  # fmt: skip
+_LIBPQ = (_USED | TLS_PARAMETERS | _REFUSED.keys()) - {"sslidentity", "ssl", "sslaccept"} | {
+    *("application_name", "fallback_application_name", "client_encoding", "sslcompression")
+}
 
 _VARIABLES: dict[str, str] = {
     "PGHOST": "host",
@@ -243,15 +240,26 @@ def pairs(query: str) -> list[tuple[str, str]]:
     return [(unquote(name), unquote(value)) for name, _, value in cut]
 
 
-def url_with_login(url: str, user: str, password: str | None) -> str:
-    """`url` with another user and password, and with those parameters only that libpq knows."""
+def url_for_libpq(url: str) -> str:
+    """`url` as libpq itself takes it: with those parameters only that it knows, odd characters as %XX."""
     parts = split_url(url)
+    password = None if parts.password is None else unquote(parts.password)
+    return _written(parts, unquote(parts.user), password, _LIBPQ)
+
+
+def url_with_login(url: str, user: str, password: str | None) -> str:
+    """`url` for libpq with another user and password."""
+    return _written(split_url(url), user, password, _LIBPQ - {"user", "password", "passfile"})
+
+
+def _written(parts: UrlParts, user: str, password: str | None, named: frozenset[str]) -> str:
     login = quote(user, safe="") + ("" if password is None else f":{quote(password, safe='')}")
-    kept = [
-        f"{name}={quote(value, safe='/')}"
-        for name, value in pairs(parts.query)
-        if name in _LIBPQ and name not in ("user", "password", "passfile")
-    ]
+    given = {"dbname" if n == "database" else n: value for n, value in pairs(parts.query)}
+    if given.get("sslaccept") == "strict":
+        given = {"sslrootcert": "system"} | given | {"sslmode": "verify-full"}
+    elif given.keys() & {"ssl", "sslmode"}:
+        given["sslmode"] = mode_of(given).replace("no-verify", "require")
+    kept = [f"{n}={quote(value, safe='/')}" for n, value in given.items() if n in named]
     query = f"?{'&'.join(kept)}" if kept else ""
     return f"postgresql://{login}{'@' if login else ''}{parts.hosts}/{parts.path}{query}"
 

@@ -77,7 +77,7 @@ def make_tls(values: Mapping[str, str], names: Mapping[str, str], *, only_socket
                 "channel_binding", "It needs TLS, which sockets of this machine do not have."
             )
         return Tls(False)
-    mode = _mode(values)
+    mode = mode_of(values)
     if values.get("sslcertmode") not in (None, "", "disable", "allow"):
         raise _wrong(
             "sslcertmode",
@@ -115,7 +115,7 @@ def _wrong(name: str, remedy: str) -> Misconfigured:
     return Misconfigured(f"Of the database URL, {name} cannot be met.", hint=remedy)
 
 
-def _mode(values: Mapping[str, str]) -> SslMode:
+def mode_of(values: Mapping[str, str]) -> SslMode:
     """`sslmode`, or what other programs write for it: libpq's own old words, and node-postgres's `ssl`."""
     text = values.get("sslmode", "")
     also = values.get("ssl", "").lower()

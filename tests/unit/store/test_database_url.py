@@ -7,10 +7,17 @@ import ssl
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from pinstripe.config.config import database_url
 from pinstripe.errors import Misconfigured
-from pinstripe.store.database_url import DatabaseTarget, read_url, split_url, url_with_login
+from pinstripe.store.database_url import (
+    DatabaseTarget,
+    read_url,
+    split_url,
+    url_for_libpq,
+    url_with_login,
+)
 from pinstripe.store.pool import place_of
 
 BASE = "postgresql://me:secret@db.example.com:6432/billing"
@@ -350,6 +357,28 @@ def test_the_password_file_is_read_as_libpq_reads_it(
     file.chmod(0o640)  # libpq does not read it either.
     own = "given" if password == "given" else None
     assert read_url(f"postgresql://{where}", {"PGPASSFILE": str(file)}).password == own
+
+
+@pytest.mark.parametrize(
+    ("url", "written"),
+    [
+        (f"{BASE}?pgbouncer=true&connection_limit=1&schema=public&supa=x", BASE),
+        ("postgresql://me:p@ss#1@h/d", "postgresql://me:p%40ss%231@h/d"),
+        (f"{BASE}?sslmode=no-verify", f"{BASE}?sslmode=require"),
+        (f"{BASE}?ssl=true", f"{BASE}?sslmode=require"),
+        (f"{BASE}?sslaccept=strict", f"{BASE}?sslrootcert=system&sslmode=verify-full"),
+        (f"{BASE}?sslaccept=accept_invalid_certs", BASE),
+        (
+            "postgresql://?host=%2Frun%2Fpg&user=u&password=p%26w&dbname=d",
+            "postgresql:///?host=/run/pg&user=u&password=p%26w&dbname=d",
+        ),
+        ("postgresql://u@h/?database=d", "postgresql://u@h/?dbname=d"),
+        (f"{BASE}?options=-c%20geqo%3Doff&connect_timeout=3", None),
+    ],
+)
+def test_libpq_itself_gets_what_it_knows(url: str, written: str | None) -> None:
+    assert url_for_libpq(url) == (written or url)
+    assert conninfo_to_dict(url_for_libpq(url))
 
 
 @pytest.mark.parametrize(
