@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import cast
 
 import asyncpg
 import pytest
 
 from pinstripe.errors import Drifted
+from pinstripe.platforms.worker import Worker, engine
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.platforms.tasks import (
     DISCOVER,
@@ -42,6 +44,25 @@ async def fetch(connection: asyncpg.Connection) -> asyncpg.Record | None:
     row = await connection.fetchrow(_FETCH, worker)
     assert row is not None
     return row if row["id"] is not None else None
+
+
+async def test_the_engine_connects_by_the_url_of_another_program_and_sets_its_sessions(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    name = await pg.fetchval("SELECT current_database()")
+    theirs = {
+        "datestyle": "German",
+        "default_transaction_isolation": "serializable",
+        "idle_session_timeout": "1s",
+        "standard_conforming_strings": "off",
+    }
+    for key, value in theirs.items():
+        await pg.execute(f"ALTER DATABASE {name} SET {key} = '{value}'")
+    app = engine(f"{database}&pgbouncer=true&schema=public", cast("Worker", None))
+    shown = ", ".join(f"current_setting('{key}') AS {key}" for key in theirs)
+    async with asyncio.timeout(20), app.open_async():
+        found = await app.connector.execute_query_one_async(f"SELECT {shown}")
+    assert list(found.values()) == ["ISO, MDY", "read committed", "0", "on"]
 
 
 async def test_several_processes_make_the_schema_at_once(database: str) -> None:

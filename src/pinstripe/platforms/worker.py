@@ -57,6 +57,7 @@ from pinstripe.store.platforms.tasks import (
 from pinstripe.store.pool import Pool, check_sessions, connect, open_pool
 from pinstripe.store.quarantine import find_lost
 from pinstripe.store.rewrite import apply_policy
+from pinstripe.store.session import settings_for
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -354,15 +355,15 @@ _SETTINGS = {
     "statement_timeout": "30s",
     "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "0",
-    "row_security": "on",
-    "jit": "off",
+    "client_encoding": "UTF8",
 }
 
 
 async def _configure(connection: AsyncConnection) -> None:
     """As `store.session` sets ours: whatever the role, the database or the URL say."""
     await connection.set_autocommit(True)
-    for name, value in _SETTINGS.items():
+    major = connection.info.server_version // 10000
+    for name, value in (settings_for(major) | _SETTINGS).items():
         await connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
 
 

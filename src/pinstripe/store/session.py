@@ -121,10 +121,7 @@ _SETTINGS: dict[str, str] = {
 """Not among them: `default_transaction_read_only`, which providers set when a disk is full; and
 `synchronous_commit`, `role`, `session_replication_role` and tablespaces, which are the administrator's.
 """
-_SETTINGS_SINCE: dict[int, dict[str, str]] = {
-    14: {"idle_session_timeout": "0"},
-    17: {"transaction_timeout": "0"},
-}
+_SETTINGS_SINCE = {"idle_session_timeout": ("0", 14), "transaction_timeout": ("0", 17)}
 
 _ROUNDS = 3
 _silent: dict[tuple[str, int], float] = {}  # Hosts that did not answer: until when they come last.
@@ -240,14 +237,16 @@ async def _set(connection: asyncpg.Connection, *, only_where_logged_in: bool) ->
 
     A pooler makes up the process number that it gives at the login.
     """
-    settings = dict(_SETTINGS)
-    for major, more in _SETTINGS_SINCE.items():
-        if connection.get_server_version().major >= major:
-            settings |= more
+    settings = settings_for(connection.get_server_version().major)
     calls = ", ".join(f"pg_catalog.set_config('{n}', '{v}', false)" for n, v in settings.items())
     pid = connection.get_server_pid() if only_where_logged_in else None
     where = f" WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {pid}" if pid else ""
     return (await connection.execute(f"SELECT {calls}{where}")).endswith(" 1")
+
+
+def settings_for(major: int) -> dict[str, str]:
+    """What a session sets, on a server of this version."""
+    return _SETTINGS | {n: v for n, (v, since) in _SETTINGS_SINCE.items() if major >= since}
 
 
 async def check_sessions(url: str) -> None:
