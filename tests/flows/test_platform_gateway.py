@@ -268,6 +268,14 @@ async def test_a_webhook_wakes_the_account_that_it_names_once_however_often_it_c
     assert await polls(idle) == {one: 1, own: 1}
 
 
+async def test_a_webhook_with_half_an_emoji_wakes_its_account(idle: PlatformService) -> None:
+    one, *_ = idle.accounts
+    odd = {"object": {"name": "cut \ud83d"}}
+    event: dict[str, object] = {"type": "customer.created", "account": one, "data": odd}
+    assert await deliver(idle, event) == 200
+    await until_true(lambda: polls(idle), {one: 1})
+
+
 async def test_a_thin_event_wakes_the_account_of_its_context(idle: PlatformService) -> None:
     one, two, *_ = idle.accounts
     for context in (one, f"org_1/{two}"):

@@ -375,6 +375,18 @@ async def test_a_nested_list_whose_address_leads_elsewhere_is_read_where_it_is(
     assert await pg.fetchval("SELECT count(*) FROM stripe.line_item") == 12
 
 
+async def test_half_an_emoji_in_the_account_stops_nothing(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
+) -> None:
+    account = {"id": "acct_1Odd", "object": "account", "business_profile": {"name": "cut \ud83d"}}
+    stripe.answers["/v1/account"] = lambda _: (200, account)
+    stripe.lists["/v1/customers"] = [{"id": "cus_1", "object": "customer", "created": 1}]
+    ended = await once(stripe, database, "account,customer")
+    assert ended.code == 0, ended.text
+    assert await pg.fetchval("SELECT account_id FROM pinstripe.sync") == "acct_1Odd"
+    assert await pg.fetchval("SELECT business_profile_name FROM stripe.account") == "cut \ufffd"
+
+
 async def test_contention_on_one_object_for_ever_costs_its_nested_list_alone(
     stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
 ) -> None:

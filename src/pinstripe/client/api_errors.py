@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pinstripe.client.api_key import ApiKey
+from pinstripe.client.response import decode
 from pinstripe.errors import (
     BadParameter,
     MissingParent,
@@ -114,13 +115,10 @@ class _Body(msgspec.Struct):
     error: _Error
 
 
-_decoder = msgspec.json.Decoder(_Body)
-
-
 def read_error(body: bytes) -> _Error | None:
     """The error in `body`; None if it does not have the shape of Stripe's errors."""
     try:
-        error = _decoder.decode(body).error
+        error = msgspec.convert(decode(body), _Body).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return error if error.type or error.message else None

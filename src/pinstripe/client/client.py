@@ -33,7 +33,6 @@ from importlib.metadata import version
 from typing import Literal, Self
 from urllib.parse import quote
 
-import msgspec
 import structlog
 
 from pinstripe.catalog.endpoints import PAGE, ListEndpoint, Param, list_request
@@ -41,7 +40,14 @@ from pinstripe.client import retry
 from pinstripe.client.api_errors import account_named, read_error, refusal
 from pinstripe.client.api_key import ApiKey, checked_base
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.client.response import ListPage, Margins, Response, is_whole_object, read_list
+from pinstripe.client.response import (
+    ListPage,
+    Margins,
+    Response,
+    decode,
+    is_whole_object,
+    read_list,
+)
 from pinstripe.client.retry import Expands
 from pinstripe.client.transport import Broken, Timeouts, Wire
 from pinstripe.errors import Drifted, NotFound, NotPermitted, Oversized, PinstripeError, Unreachable
@@ -422,8 +428,8 @@ async def meet(stripe: StripeClient, key: ApiKey) -> Account:
 
 def _account(response: Response, path: str, account_id: str | None, key: ApiKey) -> Account:
     birth = _STRIPE_BEGAN
-    if path == _ACCOUNT:
-        body = msgspec.json.decode(response.body, type=dict[str, object])
+    body = decode(response.body)
+    if path == _ACCOUNT and isinstance(body, dict):
         account_id = str(body["id"]) if isinstance(body.get("id"), str) else None
         created = body.get("created")
         birth = created if isinstance(created, int) else birth

@@ -17,7 +17,7 @@ import msgspec
 from pinstripe.catalog.model import spec
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient, iter_pages, list_at, quote_id
-from pinstripe.client.response import Response
+from pinstripe.client.response import Response, decode
 from pinstripe.errors import Drifted, Misconfigured, Refused
 
 _PATH = "/v1/webhook_endpoints"
@@ -184,7 +184,7 @@ async def _set_right(
 
 def _read(response: Response, kind: type[_Body]) -> _Body:
     try:
-        return msgspec.json.decode(response.body, type=kind)
+        return msgspec.convert(decode(response.body), kind)
     except msgspec.MsgspecError as error:
         raise Drifted(
             f"The answer about webhook endpoints is not as expected: {error} (request "

@@ -24,6 +24,7 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from pinstripe.client.response import decode
 from pinstripe.gateway.http.errors import JSON, HTTPError
 from pinstripe.gateway.syncs import OpenSync, PlatformAccounts, Syncs
 from pinstripe.gateway.wait.waiter import SyncRequester
@@ -102,7 +103,7 @@ class _Event(msgspec.Struct):
 def _wake(platform: PlatformAccounts, payload: bytes) -> None:
     """Have the account polled that a signed event names; the platform's own if it names none."""
     try:
-        event = msgspec.json.decode(payload, type=_Event)
+        event = msgspec.convert(decode(payload), _Event)
     except msgspec.MsgspecError:
         return  # Signed, and not an event: nothing that is known.
     if event.livemode not in (None, platform.livemode):

@@ -238,6 +238,13 @@ def test_a_body_of_another_shape_is_not_stripes_error(body: bytes) -> None:
     assert read_error(body) is None
 
 
+def test_an_error_that_repeats_half_an_emoji_is_understood() -> None:
+    body = rb"""{"error": {"code": "resource_missing", "message": "No such plan: '\ud83d'"}}"""
+    error = read_error(body)
+    assert error is not None
+    assert error.message == "No such plan: '\ufffd'"
+
+
 def _refusal(
     status: int, *, code: str = "", message: str, param: str = "", account: str | None = None
 ) -> Refused:

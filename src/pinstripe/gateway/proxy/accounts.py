@@ -26,6 +26,7 @@ from functools import partial
 import msgspec
 import structlog
 
+from pinstripe.client.response import decode
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError
@@ -345,8 +346,8 @@ def _account_in(status: int, body: bytes, wanted: str) -> str | None:
     if status != 200:
         return None
     try:
-        decoded = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        decoded = decode(body)
+    except msgspec.DecodeError:
         return None
     found = decoded.get("id") if isinstance(decoded, dict) else None
     if not isinstance(found, str) or (wanted and found != wanted):
