@@ -387,6 +387,25 @@ async def test_half_an_emoji_in_the_account_stops_nothing(
     assert await pg.fetchval("SELECT business_profile_name FROM stripe.account") == "cut \ufffd"
 
 
+@pytest.mark.parametrize("odd", [b"1e400", b"NaN", b"7" * 5000])
+async def test_an_event_with_a_number_that_nothing_holds_stops_no_other(
+    odd: bytes, stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
+) -> None:
+    def log(_: Params) -> Answer:
+        page = {"object": "list", "data": stripe.events, "has_more": False, "url": "/v1/events"}
+        return 200, json.dumps(page, indent=2).encode().replace(b'"ODD"', odd)
+
+    shown = {"id": "cus_1", "object": "customer", "created": 1, "balance": "ODD"}
+    stripe.event("customer.created", shown)
+    stripe.event("customer.created", {"id": "cus_2", "object": "customer", "created": 2})
+    stripe.answers["/v1/events"] = log
+    ended = await once(stripe, database, "customer,event")
+    assert ended.code == 0, ended.text
+    assert await pg.fetchval("SELECT array_agg(id ORDER BY id) FROM stripe.event") == [
+        *("evt_00001", "evt_00002")
+    ]
+
+
 async def test_contention_on_one_object_for_ever_costs_its_nested_list_alone(
     stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
 ) -> None:

@@ -10,6 +10,7 @@ state, and `mirror` compares it: rows in `upsert`, sets in `orphans`.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ some hundreds.
 """
 _DEEP = (b"\n" + b"  " * _DEEPEST, b"]" * _DEEPEST, b"}" * _DEEPEST)
 """One of these is in every body that nests deeper: Stripe indents by two spaces."""
+_DIGITS = 300  # Of a number that is kept as one: Python reads no 5000, Postgres holds no 140,000.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
@@ -190,15 +192,23 @@ def is_whole_object(body: bytes) -> bool:
 
 
 def decode_odd(body: bytes) -> object:
-    """The JSON of a body that a strict decoder refuses: lone surrogates, no UTF-8, too many levels.
+    """The JSON of a body that a strict decoder refuses: lone surrogates, no UTF-8, too many levels, 1e400.
 
     None where it is no JSON at all. Its strings may hold what Postgres refuses: read ids from it only.
     """
     try:
-        value: object = json.loads(_show_depths(body).decode("utf-8", "replace"))
+        text = _show_depths(body).decode("utf-8", "replace")
+        value: object = json.loads(text, parse_int=_kept, parse_float=_kept, parse_constant=str)
     except ValueError:
         return None
     return value
+
+
+def _kept(number: str) -> float | str:
+    """The number; its text where Python would make infinity of it, or not read so many digits."""
+    if len(number) > _DIGITS or not math.isfinite(float(number)):
+        return number
+    return int(number) if number.lstrip("-").isdecimal() else float(number)
 
 
 def decode(body: bytes) -> object:
@@ -206,7 +216,8 @@ def decode(body: bytes) -> object:
 
     JSON allows two things that Postgres text refuses: the NUL character and halves of surrogate pairs. Both
     become visible stand-ins (U+2400 ␀ and U+FFFD) instead of an error or a lost row. So do bytes that are
-    not UTF-8. What is nested deeper than a hundred levels becomes a text, which is its JSON.
+    not UTF-8. What is nested deeper than a hundred levels becomes a text, which is its JSON; so do numbers
+    that are beyond 64-bit floats, or have thousands of digits.
     """
     if _NUL in body:
         body = _show_nul(body)

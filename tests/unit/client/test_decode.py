@@ -116,3 +116,21 @@ def test_what_nests_too_deep_stands_as_its_text(levels: int, indent: int | None)
     assert deepest == 1 if levels < 100 else isinstance(deepest, str) and deepest[:5] == '{"]":'
     assert depth == min(levels, 99)
     assert is_whole_object(body)
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("1e400", "1e400"),
+        ("-1e400", "-1e400"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ("7" * 5000, "7" * 5000),
+        ("[1, -2, 1.5, 1e400]", [1, -2, 1.5, "1e400"]),
+        ("18446744073709551616", 2**64),
+    ],
+)
+def test_a_number_that_nothing_holds_becomes_a_text(written: str, kept: object) -> None:
+    body = f'{{"amount": {written}}}'.encode()
+    assert is_whole_object(body)
+    assert decode(body) == {"amount": kept}
