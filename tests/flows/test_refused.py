@@ -375,6 +375,22 @@ async def test_a_nested_list_whose_address_leads_elsewhere_is_read_where_it_is(
     assert await pg.fetchval("SELECT count(*) FROM stripe.line_item") == 12
 
 
+async def test_a_nested_list_that_shows_nothing_and_goes_on_is_read(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
+) -> None:
+    path = "/v1/invoices/in_1/lines"
+    stripe.lists[path] = [
+        {"id": f"il_{n}", "object": "line_item", "amount": n, "invoice": "in_1"} for n in range(3)
+    ]
+    lines = {"object": "list", "data": [], "has_more": True, "url": path}
+    stripe.lists["/v1/invoices"] = [
+        {"id": "in_1", "object": "invoice", "created": 1, "lines": lines}
+    ]
+    ended = await once(stripe, database, "invoice,line_item")
+    assert ended.code == 0, ended.text
+    assert await pg.fetchval("SELECT count(*) FROM stripe.line_item WHERE invoice_id = 'in_1'") == 3
+
+
 async def test_half_an_emoji_in_the_account_stops_nothing(
     stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
 ) -> None:

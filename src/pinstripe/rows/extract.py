@@ -302,7 +302,8 @@ class Extractor:
                 self.virtual(child, entry, last, found, parents={whose: key})
             else:
                 last = self.object(entry, found, parents={table: key}) or last
-        if value.get("has_more") is True and last:
+        # A list that shows nothing and goes on is read from its top.
+        if value.get("has_more") is True and (last or not value["data"]):
             url = _address(value, key)
             found.lists.append(TruncatedList(url, table, key, child, last, len(value["data"])))
 
