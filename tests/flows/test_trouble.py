@@ -191,6 +191,8 @@ def _fails(answer: Answer) -> Callable[[ScriptedStripe, str], Callable[[Params],
 
 NESTED: dict[str, Callable[[ScriptedStripe, str], Callable[[Params], Answer]]] = {
     "an unknown 400": _fails(error(400, "Old `id` values cannot be used.")),
+    "words as of a product": _fails(error(400, "The lines of this invoice are not available.")),
+    "a 404": _fails(error(404, "No such invoice: 'in_60'", "resource_missing", "invoice")),
     "a 500": _fails(error(500)),
     "no list": _fails((200, {"object": "customer"})),
     "a circle": _ping,

@@ -58,7 +58,6 @@ from pinstripe.concurrency import Coalescer, for_each
 from pinstripe.errors import (
     Drifted,
     LostLease,
-    NotEnabled,
     NotFound,
     NotPermitted,
     PinstripeError,
@@ -406,9 +405,11 @@ class Source:
             return 0
         try:
             return await self.follow(truncated, priority=priority, as_of=as_of)
-        except NotFound:
-            return 0  # The parent is gone, and an event reports that.
-        except (NotPermitted, NotEnabled) as error:
+        except NotFound as error:  # The parent is gone, or a replica is behind.
+            if self.notes_owed:
+                await self._owe_nested(truncated, error, as_of.cause)
+            return 0
+        except NotPermitted as error:
             if name not in self.unreadable_lists:
                 _log.warning("nested.refused", endpoint=name, reason=error.message)
             self.unreadable_lists[name] = UnreadableList(truncated, error)
@@ -587,10 +588,9 @@ def parent_of(obj: StripeObject) -> str:
     """The id of the object under which this one is retrieved, if it names it."""
     for name in ("account", "customer", "fee", "transfer"):
         value = obj.get(name)
-        if isinstance(value, str):
-            return value
-        if isinstance(value, dict) and isinstance(value.get("id"), str):
-            return str(value["id"])
+        key = value.get("id") if isinstance(value, dict) else value
+        if isinstance(key, str):
+            return key
     return ""
 
 
