@@ -391,6 +391,21 @@ async def test_a_nested_list_that_shows_nothing_and_goes_on_is_read(
     assert await pg.fetchval("SELECT count(*) FROM stripe.line_item WHERE invoice_id = 'in_1'") == 3
 
 
+async def test_an_index_that_a_limit_of_the_server_forbids_is_left_out_and_told(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
+) -> None:
+    name = await pg.fetchval("SELECT current_database()")
+    await pg.execute(f"ALTER DATABASE {name} SET temp_file_limit = 0")
+    await pg.execute(f"ALTER DATABASE {name} SET maintenance_work_mem = '64kB'")
+    stripe.lists["/v1/customers"] = [
+        {"id": f"cus_{n:05}", "object": "customer", "created": n} for n in range(6000, 0, -1)
+    ]
+    ended = await once(stripe, database, "customer,event")
+    assert ended.code == 0, ended.text
+    assert "temp_file_limit" in ended.text
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 6000
+
+
 async def test_half_an_emoji_in_the_account_stops_nothing(
     stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
 ) -> None:

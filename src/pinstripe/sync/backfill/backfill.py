@@ -351,8 +351,8 @@ class Backfill:
                     try:
                         await create(connection, self._schema, table)
                     except PinstripeError as error:
-                        if not error.is_of_rows:
-                            raise
+                        if error.fault is None or error.fault.scope == "passing":
+                            raise  # Another limit of the server's (temp_file_limit) leaves it out.
                         _log.warning("backfill.no_index", table=table.name, error=error.message)
                 if beside_writers:
                     await connection.close()  # The pool makes another one, with the limit.
