@@ -458,13 +458,13 @@ def connecting(url: str) -> Iterator[None]:
         if "rejected SSL upgrade" in str(error):  # the driver's words; it has no class for it
             raise Misconfigured(
                 f"Postgres at {place_of(url)} does not speak TLS, and the database URL asks for it.",
-                hint="Switch TLS on at the server (ssl = on), or lower sslmode; channel_binding=require "
-                "needs TLS too.",
+                hint="Switch TLS on at the server (ssl = on), or lower sslmode; requiressl, ssl, "
+                "sslaccept=strict, sslrootcert=system and channel_binding=require need TLS too.",
             ) from error
         raise Unreachable(
             f"Cannot reach Postgres at {place_of(url)}: "
             f"{error.strerror or str(error) or 'the connection was closed'}.",
-            hint="Is the server running, and are host and port of DATABASE_URL right?",
+            hint="Is the server running, and are host (hostaddr) and port of DATABASE_URL right?",
         ) from error
 
 

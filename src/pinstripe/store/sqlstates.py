@@ -80,7 +80,7 @@ _GROUPS: tuple[tuple[type[PinstripeError], Scope, tuple[tuple[str, str], ...]], 
                 "See the server's pg_hba.conf, and user, password and sslmode in DATABASE_URL.",
                 "28000",
             ),
-            ("Create it (CREATE DATABASE ...), or correct DATABASE_URL.", "3D000"),
+            ("Create it (CREATE DATABASE ...), or correct dbname in DATABASE_URL.", "3D000"),
             ("The database was dropped: create it anew.", "57P04"),
             ("Correct the role that DATABASE_URL or ALTER ROLE ... SET names.", "0P000"),
             (POOLER_HINT, "08P01 25P01 26000 34000 3B001 42P05"),
@@ -255,7 +255,7 @@ ENDED = Remedy(
 """08P01 and XX000 that end the session: the codes that poolers give to whatever they say themselves
 (pgbouncer's send_pooler_error; Supavisor's "MaxClientsInSessionMode")."""
 
-_CORRECT = "Correct or remove it: in DATABASE_URL, in PGOPTIONS, or in ALTER ROLE ... SET."
+_CORRECT = "Correct or remove it: in DATABASE_URL (options), PGOPTIONS, or ALTER ROLE ... SET."
 
 AT_START: dict[str, Remedy] = {
     "22023": Remedy(Misconfigured, "server", f"A parameter has a wrong value. {_CORRECT}"),

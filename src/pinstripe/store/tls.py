@@ -154,6 +154,8 @@ def _dsn(values: Mapping[str, str], mode: SslMode) -> str:
         "ssl_max_protocol_version",
     )
     given = {name: values[name] for name in names if values.get(name)}
+    if not Path(given.get("sslcert", "/")).exists():
+        del given["sslcert"]  # As libpq, which goes on without it.
     return f"postgresql://?{urlencode({'sslmode': mode} | given)}"
 
 

@@ -239,6 +239,12 @@ def test_what_cannot_be_met_is_refused_by_name(query: str, name: str, remedy: st
     assert "secret" not in str(caught.value)
 
 
+def test_a_certificate_that_is_not_there_is_not_shown_where_tls_may_be_done_without() -> None:
+    assert "nowhere.crt" not in (read("sslcert=/nowhere.crt").tls.dsn or "")
+    assert "here.crt" not in (read("sslcert=/no/here.crt&sslmode=allow").tls.dsn or "")
+    assert "%2Fetc%2Fhosts" in (read("sslcert=/etc/hosts").tls.dsn or "")
+
+
 def test_binding_a_channel_on_a_socket_is_refused() -> None:
     with pytest.raises(Misconfigured, match="channel_binding"):
         read_url("postgresql://me@/d?host=/run/pg&channel_binding=require", {})
