@@ -113,7 +113,7 @@ class Account:
         self.meter = Meter()
         self.meter.limits = PRESETS[made.limits]
         self.faults = Faults(made.seed)
-        self.replays: OrderedDict[str, tuple[int, Reply]] = OrderedDict()
+        self.replays: OrderedDict[str, tuple[str, int, Reply]] = OrderedDict()
         self.previews: dict[str, list[StripeObject]] = {}
         """Lines of upcoming invoices, by the id of the moment."""
         self.singletons = Singletons(self.world.routes, livemode=made.livemode)
@@ -158,9 +158,9 @@ class Account:
         self._requests += 1
         return f"req_{self.settings.seed:04x}{self._requests:010x}"
 
-    def remember(self, key: str, fingerprint: int, reply: Reply) -> None:
+    def remember(self, key: str, path: str, fingerprint: int, reply: Reply) -> None:
         """Keep a write's answer for the next request with the same idempotency key."""
-        self.replays[key] = (fingerprint, reply)
+        self.replays[key] = (path, fingerprint, reply)
         while len(self.replays) > _REPLAYS:
             self.replays.popitem(last=False)
 

@@ -163,7 +163,7 @@ class App:
         )
         settle(account)
         if method == "POST" and request.idempotency_key:
-            return self._once(request, f"{path}?{sorted(given.items())}")
+            return self._once(request, path, str(sorted(given.items())))
         if operation.method == "GET" or operation.path == _PREVIEW:
             return self._read(request)
         return _reply(request)
@@ -202,21 +202,15 @@ class App:
         about = path.startswith(f"/v1/accounts/{wanted}")
         return self.account if about else found
 
-    def _once(self, request: Request, told: str) -> Reply:
+    def _once(self, request: Request, path: str, told: str) -> Reply:
         """A write under an idempotency key: the first answer is replayed, errors as well."""
         account, key = request.account, str(request.idempotency_key)
         fingerprint = crc32(told.encode())
         known = account.replays.get(key)
         if known is not None:
-            if known[0] != fingerprint:
-                raise StripeError(
-                    400,
-                    "Keys for idempotent requests can only be used with the same parameters they "
-                    "were first used with. Try using a key other than "
-                    f"'{key}' if you meant to execute a different request.",
-                    type="idempotency_error",
-                )
-            first = known[1]
+            first_path, first_told, first = known
+            if (first_path, first_told) != (path, fingerprint):
+                raise _used_otherwise(key, path, first_path)
             return Reply(first.body, first.status, first.headers | {"Idempotent-Replayed": "true"})
         try:
             reply = _reply(request)
@@ -226,7 +220,7 @@ class App:
                 return reply
         # Writes that ran answer `false`: whoever repeats them is given the same answer again.
         reply.headers |= {"Original-Request": request.id, "Stripe-Should-Retry": "false"}
-        account.remember(key, fingerprint, reply)
+        account.remember(key, path, fingerprint, reply)
         return Reply(reply.body, reply.status, dict(reply.headers))
 
     def _finish(self, reply: Reply, headers: dict[str, str], request_id: str) -> None:
@@ -248,6 +242,19 @@ class App:
         if "gzip" in headers.get("accept-encoding", "") and len(reply.body) >= _SQUEEZE_FROM:
             reply.body = igzip_lib.compress(reply.body, 0, flag=igzip_lib.COMP_GZIP)
             reply.headers["Content-Encoding"] = "gzip"
+
+
+def _used_otherwise(key: str, path: str, first: str) -> StripeError:
+    """Stripe's words are quoted in https://github.com/stripe/stripe-ruby/issues/598."""
+    only = "with the same parameters they were first used with"
+    if path != first:
+        only = f"for the same endpoint they were first used for ('{path}' vs '{first}')"
+    return StripeError(
+        400,
+        f"Keys for idempotent requests can only be used {only}. Try using a key other than '{key}' if "
+        "you meant to execute a different request.",
+        type="idempotency_error",
+    )
 
 
 def _off(dice: Random, most_s: float) -> float:

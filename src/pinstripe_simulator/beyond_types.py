@@ -2,7 +2,8 @@
 
 `EXTRA`: keys that Stripe always sends. `ALWAYS_THERE`: inner objects that come with nulls inside and
 are never null themselves. `ONLY_EXPANDED`: properties that are absent, not null, unless an `expand`
-names them. All three were seen in recorded answers of 2025 and 2026.
+names them. All three were seen in recorded answers of 2025 and 2026. `EACH_KEY`: types that have all their
+keys in Stripe's published examples (https://github.com/stripe/openapi).
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ ALWAYS_THERE = frozenset(
         "subscription.trial_settings",
     }
 )
+
+EACH_KEY = frozenset({"checkout.session", "payment_intent"})
+"""Their many inner objects are null where they are not set. Of others with as many only one is there."""
 
 _ONLY_EXPANDED = frozenset(
     {

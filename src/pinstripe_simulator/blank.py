@@ -8,6 +8,8 @@ from pinstripe_simulator.objects import Objects
 from pinstripe_simulator.table import StripeObject, Table
 
 _EMPTY_AT_FIRST = ("amount", "fee", "net", "entry-amount")
+_SECRETIVE = frozenset({"payment_intent", "setup_intent"})
+"""Types that always come with their client secret."""
 
 
 def blank(table: Table, position: int, objects: Objects, now: int) -> StripeObject:
@@ -24,6 +26,8 @@ def blank(table: Table, position: int, objects: Objects, now: int) -> StripeObje
             made[field] = objects.some_id(target, position) if needed else None
     if "metadata" in made:
         made["metadata"] = {}
+    if table.kind.name in _SECRETIVE:
+        made["client_secret"] = f"{id}_secret_{position:016}"
     return made
 
 

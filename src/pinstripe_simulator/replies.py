@@ -107,10 +107,16 @@ def no_access(key: str, account: str) -> StripeError:
 
 def unrecognized(method: str, path: str) -> StripeError:
     """404 for an address that Stripe does not have."""
+    advice = ""
+    if path.endswith("/"):  # As quoted in stripe/stripe-php#598 and fjordllc/bootcamp#7626.
+        advice = (
+            "If you are trying to list objects, remove the trailing slash. If you are trying to "
+            "retrieve an object, make sure you passed a valid (non-empty) identifier in your code. "
+        )
     return StripeError(
         404,
-        f"Unrecognized request URL ({method}: {path}). Please see https://stripe.com/docs or we "
-        "can help at https://support.stripe.com/.",
+        f"Unrecognized request URL ({method}: {path}). {advice}Please see https://stripe.com/docs or "
+        "we can help at https://support.stripe.com/.",
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pinstripe.catalog.model import Field, ObjectType
 from pinstripe_simulator import values
-from pinstripe_simulator.beyond_types import ALWAYS_THERE
+from pinstripe_simulator.beyond_types import ALWAYS_THERE, EACH_KEY
 
 JsonValue = object
 Sample = dict[str, JsonValue]
@@ -76,7 +76,11 @@ class _Walker:
 
     def object(self, fields: tuple[Field, ...], path: str, depth: int) -> Sample:
         made: Sample = {}
-        optional = [f for f in fields if f.nullable and f.kind in ("object", "any")]
+        optional = [
+            f
+            for f in fields
+            if f.nullable and f.kind in ("object", "any") and f"{path}.{f.name}" not in ALWAYS_THERE
+        ]
         chosen = self._crowd(optional) if len(optional) > _CROWD else ""
         for field in fields:
             if field.on_request or field.name == "deleted":
@@ -84,6 +88,8 @@ class _Walker:
             if chosen and field in optional:
                 if field.name == chosen:
                     made[field.name] = self._make(field, f"{path}.{field.name}", depth)
+                elif path in EACH_KEY:
+                    made[field.name] = None
                 continue
             value = self._maybe(field, f"{path}.{field.name}", depth)
             if value is not _ABSENT:
@@ -112,7 +118,7 @@ class _Walker:
             limit = 100
         if at < limit:
             return self._make(field, path, depth)
-        return _ABSENT if at > 93 else None
+        return _ABSENT if at > 93 and path.rpartition(".")[0] not in EACH_KEY else None
 
     def _make(self, field: Field, path: str, depth: int) -> JsonValue:
         return self._makers[field.kind](field, path, depth)

@@ -185,6 +185,24 @@ async def test_a_write_under_a_key_says_what_it_ran_under(stripe: Caller) -> Non
     assert "original-request" not in (await stripe.post("/v1/customers")).headers
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/customers", "with the same parameters they were first used with."),
+        (
+            "/v1/products",
+            "the same endpoint they were first used for ('/v1/products' vs '/v1/customers').",
+        ),
+    ],
+)
+async def test_a_key_is_good_for_one_request(stripe: Caller, path: str, words: str) -> None:
+    await stripe.post("/v1/customers", {"name": "Ada"}, Idempotency_Key="k1")
+    came = await stripe.post(path, {"name": "Bob"}, Idempotency_Key="k1")
+    assert (came.status, came.error["type"]) == (400, "idempotency_error")
+    assert words in came.error["message"]
+    assert "Try using a key other than 'k1'" in came.error["message"]
+
+
 async def test_the_account_that_was_acted_on_comes_back(stripe: Caller) -> None:
     other = next(iter(stripe.sim.account.connected))
     assert (await stripe.get("/v1/customers", Stripe_Account=other)).headers[
@@ -242,6 +260,7 @@ async def test_a_slash_behind_a_collection_is_no_address(stripe: Caller, method:
     came = await send("/v1/customers/")
     assert came.status == 404
     assert came.error["message"].startswith(f"Unrecognized request URL ({method}: /v1/customers/)")
+    assert "to list objects, remove the trailing slash." in came.error["message"]
 
 
 async def test_a_product_that_is_not_enabled_is_a_400_in_lists_and_a_plain_404_alone(
@@ -315,6 +334,56 @@ async def test_inner_objects_are_there_with_nulls_inside(stripe: Caller) -> None
     details = (await stripe.made("/v1/payment_methods", form))["billing_details"]
     assert details["name"] == "Ada"
     assert set(details["address"].values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        (
+            "/v1/payment_intents",
+            "amount_details automatic_payment_methods client_secret last_payment_error next_action"
+            " payment_method_options processing shipping transfer_data",
+        ),
+        (
+            "/v1/checkout/sessions",
+            "after_expiration consent consent_collection customer_details phone_number_collection"
+            " payment_method_options shipping_cost total_details",
+        ),
+    ],
+)
+async def test_a_type_with_many_inner_objects_has_each_key(
+    stripe: Caller, path: str, keys: str
+) -> None:
+    """Stripe's published examples have them, null where nothing was set."""
+    form = {"amount": "100", "currency": "usd"} if "intents" in path else {"mode": "payment"}
+    made = await stripe.made(path, form)
+    listed = (await stripe.get(f"{path}?limit=100")).o["data"]
+    for one in (made, *listed):
+        assert {*keys.split()} <= one.keys()
+
+
+@pytest.mark.parametrize("how", ["made", "named"])
+async def test_a_card_has_each_key_with_nulls_inside(stripe: Caller, how: str) -> None:
+    form = {"type": "card", "card[number]": "4242424242424242", "card[exp_year]": "2031"}
+    method = (await stripe.made("/v1/payment_methods", form)) if how == "made" else {}
+    form = {"amount": "4400", "currency": "USD", "confirm": "true"}
+    form["payment_method"] = method.get("id", "pm_card_visa")
+    intent = await stripe.made("/v1/payment_intents", form)
+    assert intent["currency"] == "usd"
+    assert intent["client_secret"].startswith(f"{intent['id']}_secret_")
+    method = (await stripe.get(f"/v1/payment_methods/{intent['payment_method']}")).o
+    checks = {"address_line1_check": None, "address_postal_code_check": None, "cvc_check": None}
+    assert method["card"]["checks"] == checks
+    assert method["card"]["exp_year"] == (2031 if how == "made" else 2030)
+    assert method["card"]["networks"]["available"] == ["visa"]
+    charge = (await stripe.get(f"/v1/charges/{intent['latest_charge']}")).o
+    paid = charge["payment_method_details"]
+    assert (paid["type"], paid["card"]["last4"], paid["card"]["checks"]) == ("card", "4242", checks)
+
+
+async def test_a_new_customer_is_as_stripe_shows_it(stripe: Caller) -> None:
+    made = await stripe.made("/v1/customers")
+    assert (made["tax_exempt"], made["balance"], made["delinquent"]) == ("none", 0, False)
 
 
 async def test_a_promotion_code_has_no_currency_options_unless_expanded(stripe: Caller) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pinstripe_simulator.answers import Request
-from pinstripe_simulator.behaviours.generic import create, target
+from pinstripe_simulator.behaviours.generic import create, inner, target
 from pinstripe_simulator.entries import entry_type
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.money import fee_of
@@ -21,6 +21,7 @@ def charge_for(ledger: Ledger, intent: StripeObject, *, good: bool) -> StripeObj
         "customer": intent.get("customer"),
         "payment_intent": intent["id"],
         "payment_method": intent.get("payment_method"),
+        "payment_method_details": _details(ledger, intent.get("payment_method")),
         "status": "succeeded" if good else "failed",
         "paid": good,
         "captured": good and not manual,
@@ -39,6 +40,20 @@ def charge_for(ledger: Ledger, intent: StripeObject, *, good: bool) -> StripeObj
             world.unsettled.append((ledger.now() + world.settle_s, str(charge["id"])))
     ledger.tell("succeeded" if good else "failed", charge)
     return charge
+
+
+def _details(ledger: Ledger, id: object) -> StripeObject | None:
+    """What a charge shows of the payment method, as it was then."""
+    method = ledger.world.get("payment_method", str(id))
+    if method is None:
+        return None
+    kind = str(method["type"])
+    fields = ledger.world.routes.fields["charge"]["payment_method_details"].fields
+    known = next((f for f in fields if f.name == kind), None)
+    shown = {f.name for f in known.fields} if known is not None else set()
+    held = {k: v for k, v in (method.get(kind) or {}).items() if k in shown}
+    path = f"charge.payment_method_details.{kind}"
+    return {kind: inner(known, None, held, path) if known is not None else {}, "type": kind}
 
 
 def settle(ledger: Ledger) -> None:

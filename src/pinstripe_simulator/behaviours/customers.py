@@ -21,6 +21,7 @@ def create_customer(request: Request, ledger: Ledger) -> StripeObject:
         invoice_prefix=f"{count:08X}",
         next_invoice_sequence=1,
         balance=int(request.params.get("balance") or 0),
+        tax_exempt=request.params.get("tax_exempt") or "none",
     )
     if method:
         attached = payment_method(ledger, method)

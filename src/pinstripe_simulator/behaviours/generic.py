@@ -165,11 +165,12 @@ def taken_over(ledger: Ledger, request: Request, found: StripeObject) -> StripeO
                 made[name] = _reference(ledger, field, value, name)
         elif field.kind == "object" and isinstance(value, dict):
             path = f"{found['object']}.{name}"
-            made[name] = _inner(field, found.get(name), value, path)
+            made[name] = inner(field, found.get(name), value, path)
         elif field.kind == "array":
             made[name] = _array(ledger, field, value, name)
         else:
-            made[name] = value
+            is_code = name == "currency" and isinstance(value, str)
+            made[name] = value.lower() if is_code else value
     return made
 
 
@@ -191,18 +192,18 @@ def _reference(ledger: Ledger, field: Field, id: object, param: str) -> object:
     return id
 
 
-def _inner(field: Field, before: object, given: Params, path: str) -> Params:
+def inner(field: Field, before: object, given: Params, path: str) -> Params:
     """An inline object with all its keys, the ones not given as they were or empty."""
     made: dict[str, Any] = {
         f.name: empty(f, f"{path}.{f.name}") for f in field.fields if not f.on_request
     }
     if isinstance(before, dict):
         made |= before
-    inner = {f.name: f for f in field.fields}
+    known = {f.name: f for f in field.fields}
     for name, value in given.items():
-        deeper = inner.get(name)
+        deeper = known.get(name)
         if deeper is not None and deeper.kind == "object" and isinstance(value, dict):
-            made[name] = _inner(deeper, made.get(name), value, f"{path}.{name}")
+            made[name] = inner(deeper, made.get(name), value, f"{path}.{name}")
         elif deeper is not None:
             made[name] = value
     return made

@@ -10,7 +10,7 @@ from typing import Any
 
 from pinstripe_simulator.answers import Request
 from pinstripe_simulator.behaviours import charges
-from pinstripe_simulator.behaviours.generic import create, taken_over, target
+from pinstripe_simulator.behaviours.generic import create, inner, taken_over, target
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.replies import declined, refused
 from pinstripe_simulator.table import StripeObject
@@ -31,19 +31,38 @@ def payment_method(ledger: Ledger, id: str, *, param: str = "payment_method") ->
     last4 = _TEST_CARDS.get(id)
     if last4 is None:
         return ledger.get("payment_method", id, param=param)
-    card = {"brand": "visa", "last4": last4, "exp_month": 8, "exp_year": 2030, "country": "US"}
-    card |= {"funding": "credit", "fingerprint": f"fp{last4}", "checks": None, "networks": None}
+    card = whole_card(ledger, {"last4": last4})
     return ledger.make("payment_method", {"type": "card", "card": card}, event="")
+
+
+def whole_card(ledger: Ledger, given: StripeObject) -> StripeObject:
+    """A test card with all keys that Stripe shows of one."""
+    known: StripeObject = {
+        "brand": "visa",
+        "country": "US",
+        "display_brand": "visa",
+        "exp_month": 8,
+        "exp_year": 2030,
+        "funding": "credit",
+        "last4": "4242",
+        "networks": {"available": ["visa"], "preferred": None},
+        "regulated_status": "unregulated",
+        "three_d_secure_usage": {"supported": True},
+        **given,
+    }
+    known["fingerprint"] = f"fp{known['last4']}"
+    card = ledger.world.routes.fields["payment_method"]["card"]
+    return inner(card, None, known, "payment_method.card")
 
 
 def create_payment_method(request: Request, ledger: Ledger) -> StripeObject:
     given = request.params.get("card")
-    card: dict[str, object] = {"brand": "visa", "last4": "4242", "country": "US"}
+    card: dict[str, object] = {}
     if isinstance(given, dict):
         card["last4"] = str(given.get("number", "4242"))[-4:]
         card |= {k: int(given[k]) for k in ("exp_month", "exp_year") if k in given}
     kind = request.params.get("type", "card")
-    more: dict[str, Any] = {"card": card} if kind == "card" else {}
+    more: dict[str, Any] = {"card": whole_card(ledger, card)} if kind == "card" else {}
     return create(request, ledger, type=kind, **more)
 
 
