@@ -248,8 +248,9 @@ def url_for_libpq(url: str) -> str:
 
 
 def url_with_login(url: str, user: str, password: str | None) -> str:
-    """`url` for libpq with another user and password."""
-    return _written(split_url(url), user, password, _LIBPQ - {"user", "password", "passfile"})
+    """`url` for libpq with another user and password, and no other secret: it is shown."""
+    named = _LIBPQ - {"user", "password", "passfile", "sslpassword"}
+    return _written(split_url(url), user, password, named)
 
 
 def _written(parts: UrlParts, user: str, password: str | None, named: frozenset[str]) -> str:

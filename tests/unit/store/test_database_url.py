@@ -387,6 +387,11 @@ def test_libpq_itself_gets_what_it_knows(url: str, written: str | None) -> None:
     assert conninfo_to_dict(url_for_libpq(url))
 
 
+def test_an_address_for_others_holds_no_secret_of_ours() -> None:
+    url = url_with_login(f"{BASE}?sslcert=c&sslkey=k&sslpassword=hidden", "reader", "theirs")
+    assert url == "postgresql://reader:theirs@db.example.com:6432/billing?sslcert=c&sslkey=k"
+
+
 @pytest.mark.parametrize(
     ("written", "url"),
     [
