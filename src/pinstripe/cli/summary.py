@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypedDict
-from urllib.parse import unquote
 
 from pinstripe.catalog.embedded import carriers
 from pinstripe.catalog.endpoints import singleton_paths
@@ -29,7 +28,7 @@ from pinstripe.config.config import Config
 from pinstripe.errors import redact
 from pinstripe.service import Database, Service
 from pinstripe.store.cursors import LIST, RememberedRefusal
-from pinstripe.store.database_url import split_url, url_with_login
+from pinstripe.store.database_url import read_url, url_with_login
 from pinstripe.store.ddl import quote
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import DEFAULT_ID
@@ -299,7 +298,7 @@ def psql_command(database: Database) -> str:
 
 
 def _without_password(url: str) -> str:
-    return url_with_login(url, unquote(split_url(url).user), None)
+    return url_with_login(url, read_url(url).user or "", None)
 
 
 _TERMINAL_S = 0.25
