@@ -226,28 +226,6 @@ async def test_items_of_an_event_that_comes_late_are_flagged_if_a_list_did_not_h
         assert await f.alive("subscription_item") == items
 
 
-@pytest.mark.parametrize(("count", "version"), [(12, VERSION), (2, _OLD_VERSION)])
-async def test_a_slow_page_of_a_first_copy_brings_back_no_item_that_was_gone_when_its_event_was_read(
-    database: str, count: int, version: str
-) -> None:
-    """An event of more than ten items shows no set, nor does one of another version: the requests for these
-    do. Such a page waits as long as the lists inside its other objects take.
-    """
-    items = [f"si_{n:02}" for n in range(count)]
-    async with following(database) as f:
-        f.copy.mirror.loading |= {"subscription", "subscription_item"}
-        have_items(f.stripe, items)
-        page, as_of = await f.page("/v1/subscriptions")
-        have_items(f.stripe, items[1:])
-        now = f.stripe.lists["/v1/subscriptions"][0]
-        f.stripe.event("customer.subscription.updated", now, api_version=version)
-        await f.poll()
-        await f.settle()
-        await f.write(page, as_of)
-        await f.settle()
-        assert await f.alive("subscription_item") == items[1:]
-
-
 async def test_what_a_write_adds_is_a_row_though_an_event_of_before_was_applied_meanwhile(
     database: str,
 ) -> None:

@@ -569,8 +569,7 @@ class Writer:
     ) -> list[Conflict]:
         """Flag or delete the rows that complete lists no longer have; return the sets in doubt."""
         conflicts: list[Conflict] = []
-        # During a first copy a page that was read before may still bring what a set does not have.
-        noted = [f for f in facts if f.is_of_event or (f.cause and f.child in self._loading)]
+        noted = [fact for fact in facts if fact.is_of_event]
         for child, parent in sorted({(fact.child, fact.parent) for fact in facts}):
             self._at, table = child, self._tables[child]
             mine = [fact for fact in facts if (fact.child, fact.parent) == (child, parent)]
