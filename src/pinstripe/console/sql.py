@@ -23,7 +23,7 @@ from pinstripe.console import sql_run
 from pinstripe.console.page_context import PageContext
 from pinstripe.console.rows import Reference
 from pinstripe.console.sql_run import Failed, Readers, Result, SqlTarget, chunks
-from pinstripe.console.templating import HEADERS, Notice
+from pinstripe.console.templating import HEADERS, HERE, Notice
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.http.middleware import disconnected, unless
 from pinstripe.store.pool import translated
@@ -260,65 +260,13 @@ class Example:
     statement: str
 
 
-EXAMPLES = (
-    Example(
-        "Paid charges by month",
-        ("charge",),
-        """SELECT date_trunc('month', created) AS month, currency,
-       count(*) AS charges, sum(amount - amount_refunded) AS net_minor
-FROM charge
-WHERE status = 'succeeded'
-GROUP BY 1, 2
-ORDER BY 1 DESC, 2""",
-    ),
-    Example(
-        "Subscriptions by status",
-        ("subscription",),
-        """SELECT status, count(*) AS subscriptions, min(created) AS oldest
-FROM subscription
-GROUP BY 1
-ORDER BY 2 DESC""",
-    ),
-    Example(
-        "Open invoices with their customers",
-        ("invoice", "customer"),
-        """SELECT i.id, i.number, c.name, i.amount_due, i.currency, i.due_date
-FROM invoice i
-LEFT JOIN customer c ON c.id = i.customer_id
-WHERE i.status = 'open'
-ORDER BY i.created
-LIMIT 100""",
-    ),
-    Example(
-        "Top customers by payments",
-        ("charge", "customer"),
-        """SELECT c.id, c.name, ch.currency, sum(ch.amount) AS paid_minor
-FROM charge ch
-JOIN customer c ON c.id = ch.customer_id
-WHERE ch.status = 'succeeded'
-GROUP BY 1, 2, 3
-ORDER BY 4 DESC
-LIMIT 20""",
-    ),
-    Example(
-        "Events in the last hour",
-        ("event",),
-        """SELECT type, count(*) AS events, max(created) AS newest
-FROM event
-WHERE created > now() - interval '1 hour'
-GROUP BY 1
-ORDER BY 2 DESC""",
-    ),
-    Example(
-        "Prices by product",
-        ("product", "price"),
-        """SELECT p.name, pr.id, pr.unit_amount, pr.currency, pr.recurring_interval, pr.active
-FROM product p
-JOIN price pr ON pr.product_id = p.id
-ORDER BY p.name, pr.unit_amount
-LIMIT 200""",
-    ),
-)
+def _example(text: str) -> Example:
+    head, _, statement = text.partition("\n")
+    title, _, names = head.removeprefix("-- ").partition(": ")
+    return Example(title, tuple(names.split(", ")), statement)
+
+
+EXAMPLES = [_example(t) for t in (HERE / "examples.sql").read_text().strip().split("\n\n")[1:]]
 
 
 def examples(here: Container[str]) -> list[Example]:
