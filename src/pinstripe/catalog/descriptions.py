@@ -31,6 +31,7 @@ _PAGES = {
 }
 
 _MONEY = {"amount", "balance", "fee", "net", "subtotal", "total", "tax", "unit_amount"}
+_MONEY_ENDS = ("_amount", "_balance", "_excluding_tax")
 
 _MOST_VALUES = 12
 
@@ -116,7 +117,7 @@ def is_money(column: Column) -> bool:
     if column.type != "bigint" or not (column.path or places):
         return False
     last = column.path[-1] if column.path else places[0].rpartition(".")[2]
-    return last in _MONEY or last.startswith("amount_") or last.endswith("_amount")
+    return last in _MONEY or last.startswith("amount_") or last.endswith(_MONEY_ENDS)
 
 
 def enum_values(table: Table, column: Column) -> tuple[str, ...]:

@@ -264,13 +264,12 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One value. `beside` is the currency of an amount, `decimal` the amount in its main unit."""
+    """One value. `decimal` is an amount in the main unit of its currency, which it names."""
 
     column: ShownColumn
     kind: CellKind
     text: str = ""
     references: tuple[Reference, ...] = ()
-    beside: str = ""
     decimal: str = ""
     at: datetime | None = None
     cut: bool = False
@@ -320,7 +319,7 @@ def _amount(shape: Shape, column: ShownColumn, value: int, values: Mapping[str, 
     if not isinstance(currency, str) or not currency:
         return Cell(column, "money", f"{value:,}")
     decimal = f"{money(value, currency)} {currency.upper()}"
-    return Cell(column, "money", f"{value:,}", beside=currency, decimal=decimal)
+    return Cell(column, "money", f"{value:,}", decimal=decimal)
 
 
 def _references(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pinstripe.catalog.descriptions import derivation, describe_table
+from pinstripe.catalog.descriptions import derivation, describe_table, is_money
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.store.session import (
     ACCOUNT,
@@ -362,7 +362,7 @@ def column_comment(column: Column) -> str:
         parts.append("Unique identifier of the object")
     if note:
         parts.append(note)
-    if _is_money(column):
+    if is_money(column):
         parts.append("An amount in the smallest unit of its currency")
     if column.references:
         parts.append("References " + ", ".join(f"{t}.{_key_of(t)}" for t in column.references))
@@ -371,16 +371,6 @@ def column_comment(column: Column) -> str:
 
 def _key_of(_: str) -> str:
     return "id"
-
-
-_MONEY = ("amount", "balance", "fee", "net", "subtotal", "total", "tax", "unit_amount")
-
-
-def _is_money(column: Column) -> bool:
-    if column.type != "bigint":
-        return False
-    last = column.path[-1] if column.path else ""
-    return last in _MONEY or last.startswith("amount_") or last.endswith("_amount")
 
 
 def create_all(schema: str, tables: Iterable[Table], *, partitions: int = 0) -> str:

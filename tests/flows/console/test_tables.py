@@ -172,6 +172,7 @@ async def test_a_row_links_both_ways_and_tells_its_changes(console: Console) -> 
         other = await page(http, f"/invoice_item/rows/{item['id']}")
     assert f'href="{TABLES}/customer/rows/{made["id"]}"' in other
     assert "= 12.50 USD" in other
+    assert "1,250 usd" not in re.sub("<[^>]*>", "", other)  # That would be another amount.
     assert f"invoice_item/rows?column=customer_id&amp;is=eq&amp;value={made['id']}" in customer
     assert re.search(r"<strong>name</strong>.*Before.*After", customer)
     assert "Freshness" in customer

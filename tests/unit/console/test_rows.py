@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pinstripe.catalog.tables import tables
 from pinstripe.console.rows import Filter, Reference, RowsRequest, cell, page_query
 from pinstripe.console.tables import Shape, ShownColumn
@@ -15,9 +17,15 @@ def shape(name: str, here: frozenset[str] = frozenset(tables())) -> Shape:
     return Shape("stripe", table, columns, here)
 
 
-def test_an_amount_stands_in_the_smallest_unit_with_its_currency_beside() -> None:
-    shown = cell(shape("charge"), "amount", {"amount": 123456, "currency": "jpy"})
-    assert (shown.text, shown.beside, shown.decimal) == ("123,456", "jpy", "123,456 JPY")
+def test_an_amount_stands_in_the_smallest_unit_and_as_people_write_it() -> None:
+    shown = cell(shape("charge"), "amount", {"amount": 123456, "currency": "usd"})
+    assert (shown.text, shown.decimal) == ("123,456", "1,234.56 USD")
+
+
+@pytest.mark.parametrize("column", ["starting_balance", "total_excluding_tax", "amount_shipping"])
+def test_every_amount_of_an_invoice_is_known_as_money(column: str) -> None:
+    shown = cell(shape("invoice"), column, {column: -500, "currency": "jpy"})
+    assert (shown.text, shown.decimal) == ("-500", "-500 JPY")
 
 
 def test_a_reference_of_several_types_goes_where_the_object_column_says() -> None:
