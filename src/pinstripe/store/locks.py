@@ -52,7 +52,8 @@ _SHOWN = """
 """
 _HOLDERS = f"""
 SELECT {_SHOWN} FROM pg_stat_activity AS a WHERE a.pid = ANY (pg_blocking_pids($1))
-AND (a.usename, a.application_name) <> (session_user, '{_LOOKING}') ORDER BY a.xact_start
+AND (a.usename, a.application_name) <> (session_user, '{_LOOKING}')
+AND a.xact_start < clock_timestamp() - interval '{_PATIENCE_S} s' ORDER BY a.xact_start
 """
 _HOLDERS_IN = f"""
 SELECT DISTINCT {_SHOWN} FROM pg_locks AS l

@@ -20,6 +20,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -56,10 +57,12 @@ from pinstripe.store.cursors import (
     save_checkpoints,
 )
 from pinstripe.store.cursors import followed as followed_to
+from pinstripe.store.ddl import qualified
 from pinstripe.store.locks import naming_holders, server_pid
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
-from pinstripe.store.pool import Pool
+from pinstripe.store.pool import Pool, translated
 from pinstripe.store.quarantine import forget_streams, reopen, with_rows
+from pinstripe.store.session import account_of
 from pinstripe.sync.backfill.child_lists import ChildListStream, is_whole, open_list
 from pinstripe.sync.backfill.list_stream import ListReader, Scheduler, created_since
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
@@ -194,6 +197,8 @@ class Backfill:
         on_ready()
         self.phase = "indexes"
         await self._index(beside_writers=followed)
+        if not self._was_ready and not account_of(self._schema):
+            await self._analyze()
         self.phase = "done"
         outcome.seconds = self._clock() - started
         outcome.requests = self._source.stripe.requests.total()
@@ -358,6 +363,13 @@ class Backfill:
                     await connection.close()  # The pool makes another one, with the limit.
 
         await asyncio.gather(*(build() for _ in range(_INDEXED_AT_ONCE)))
+
+    async def _analyze(self) -> None:
+        """Tell the planner of the rows: until autovacuum does, views of `metrics` take 40 times as long."""
+        async with self._pool.acquire() as connection:
+            for name in self._source.mirror.tables:
+                with suppress(PinstripeError), translated():  # Then autovacuum does it.
+                    await connection.execute(f"ANALYZE {qualified(self._schema, name)}")
 
 
 _SOON_S = 600
@@ -565,12 +577,11 @@ class BackfillPlanner:
         Events name those that have changed since, and the scan finds the others.
         """
         scanned = saved.get(SCAN_OF + cursor.stream)
-        rounds = scanned.position.get("rounds") if scanned else 0
         return (
             self._is_complete is not None
             or cursor.state != "done"
             or is_whole(cursor)
-            or bool(rounds)
+            or bool(scanned and scanned.position.get("rounds"))
         )
 
     def _is_to_be_read_again(
