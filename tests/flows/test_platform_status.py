@@ -91,6 +91,9 @@ async def test_the_console_has_a_page_of_the_platform(here: PlatformService) -> 
     assert page.text.count('<th scope="row"') == 50
     assert "Next page" in page.text
     assert "First page" not in page.text
+    # Their first copies wait; until then they are polled once a day.
+    assert 'badge blue">initial sync<' in page.text
+    assert 'badge good">active<' not in page.text
     revoked = await here.http.get(f"/platforms/{ID}?state=revoked&search=Many")
     assert "acct_1Many0007" in revoked.text
     assert REASON not in revoked.text  # Words from elsewhere are text, not markup.

@@ -100,11 +100,12 @@ class Overview:
 
     async def _draw_anew(self, gateway: Gateway, live: SyncStatus) -> dict[str, str]:
         rows: int | None = None
-        events: list[EventLine] = []
+        events: list[EventLine] | None = None
         try:
             async with gateway.reads.connection(longest_s=2.0) as connection:
                 tables = await estimate_rows(connection, [live.schema])
                 rows = sum(tables[live.schema].values())
+                events = []
                 if await has_events(connection, live.schema):
                     newest = EventFilter()
                     events = await list_events(connection, live.schema, newest, limit=_NEWEST)

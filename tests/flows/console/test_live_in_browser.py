@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.async_api import Browser, Page, Request, expect
+from playwright.async_api import Browser, Page, Request, Route, expect
 from tests.flows.console.conftest import Console
 from tests.flows.console.test_tables_in_browser import watched
 
@@ -46,6 +46,29 @@ async def test_a_page_that_nobody_sees_gives_its_connection_back(
         await page.evaluate(SEEN, True)
         await live(page)
         assert len(asked) == 2
+
+
+async def test_a_page_that_lost_the_service_says_so_and_comes_back(
+    console: Console, chromium: Browser
+) -> None:
+    """A proxy in front answers 502 meanwhile, or the session is over: browsers give up at both."""
+    context = await chromium.new_context(base_url=console.url)
+    page = await context.new_page()
+    await page.clock.install()
+
+    async def away(route: Route) -> None:
+        await route.fulfill(status=502, body="away")
+
+    await page.route("**/syncs/default/live", away)
+    await page.goto("/syncs/default")
+    await expect(page.locator(STATE)).to_have_text("disconnected", timeout=20_000)
+    await expect(page.locator("main")).to_have_class("stale")
+    await page.unroute("**/syncs/default/live", away)
+    async with page.expect_navigation():
+        await page.clock.fast_forward(5_000)
+    await live(page)
+    await expect(page.locator("main")).not_to_have_class("stale")
+    await context.close()
 
 
 async def test_a_list_that_was_hidden_shows_what_came_meanwhile(

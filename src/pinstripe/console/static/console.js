@@ -6,9 +6,13 @@
 // A browser has six connections for one address: a page that nobody sees gives its own back after a while.
 // [data-live-list]: what came meanwhile is only in the page itself, so it is loaded anew.
 const HIDDEN_MS = 30000;
+const AWAY_MS = 5000;
 for (const root of document.querySelectorAll("[data-live]")) {
   const said = document.querySelector("[data-live-state]");
-  const say = (text) => { if (said) said.textContent = text; };
+  const say = (text, stale = false) => {
+    if (said) said.textContent = text;
+    document.querySelector("main").classList.toggle("stale", stale);
+  };
   let source = null;
   let over = false;
   let timer = 0;
@@ -16,11 +20,23 @@ for (const root of document.querySelectorAll("[data-live]")) {
   const open = () => {
     source = new EventSource(root.dataset.live);
     source.addEventListener("open", () => say("live"));
-    // 204 is the end: nothing more will come.
-    source.addEventListener("error", () => say(source?.readyState === EventSource.CLOSED ? "" : "reconnecting …"));
+    source.addEventListener("error", () => {
+      if (source?.readyState !== EventSource.CLOSED) return say("reconnecting …", true);
+      // The browser gives up at any answer but a stream: from a proxy while the service restarts, or 401 since
+      // the session ended with it. A page of old numbers must not pass for a live one.
+      close();
+      say("disconnected", true);
+      setTimeout(again, AWAY_MS);
+    });
     source.addEventListener("replace", replace);
     source.addEventListener("prepend", prepend);
     source.addEventListener("end", () => { over = true; close(); say(""); });
+  };
+  const again = async () => {
+    const busy = document.activeElement?.matches("input, select, textarea") || root.dataset.paused === "yes";
+    const there = await fetch(location.href, { method: "HEAD" }).then((answer) => answer.ok, () => false);
+    if (there && !busy) location.reload();
+    else setTimeout(again, AWAY_MS);
   };
   const replace = (message) => {
     const { id, html } = JSON.parse(message.data);
