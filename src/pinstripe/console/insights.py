@@ -21,17 +21,25 @@ from starlette.responses import Response
 
 from pinstripe.console.page_context import PageContext
 from pinstripe.console.rows import money
+from pinstripe.console.sql_run import STATEMENT_S
 from pinstripe.console.templating import path_of
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.deps import Gateway
+from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.ddl import literal
 from pinstripe.store.ddl import quote as quote_name
 from pinstripe.store.metrics import metrics_schema
 from pinstripe.store.pool import sqlstate, translated
 
 _LONGEST_S = 5.0
-_UNDEFINED_TABLE = "42P01"
+_UNDEFINED_TABLE, _QUERY_CANCELED = "42P01", "57014"
 _CODE = re.compile(r"[a-z]{3}")
+
+_READ = {
+    "balance_transaction", "charge", "customer", "invoice", "line_item", "payout", "price", "refund",
+    "subscription", "subscription_item",
+}  # fmt: skip
+"""What the views read first of all."""
 
 # By subscriptions: amounts of two currencies cannot be compared.
 _CURRENCIES = """SELECT currency, sum(weight) AS weight FROM (
@@ -82,26 +90,36 @@ class Answer:
 async def show(visit: PageContext) -> Response:
     """The page, in the currency of `?currency=` or the one with the most subscriptions."""
     metrics = metrics_schema(visit.sync.schema)
-    problem = ""
+    problem, lacking, away = "", "", False
+    currencies: list[str] = []
+    live = (await visit.gateway.board.fresh()).get(visit.sync.id)
     try:
+        async with visit.gateway.reads.connection(longest_s=_LONGEST_S) as connection:
+            lists = await load_checkpoints(connection, visit.sync.schema)
+        withheld = {c.table for c in lists.values() if c.state in ("refused", "failed")}
+        lacking = ", ".join(sorted(withheld & _READ))
         found = await _rows(visit.gateway, _named(_CURRENCIES, metrics))
         currencies = [str(row[0]) for row in found]
     except PinstripeError as error:
-        currencies, problem = [], _reason(error)
+        problem = _reason(error)
+        away = isinstance(error, Unreachable) and not _is_slow(error)
     wanted = visit.text("currency")
     currency = wanted if _CODE.fullmatch(wanted) else next(iter(currencies), "usd")
+    # Each panel of a database that is away would wait for as long once more.
     answers = [
         await _answer(visit.gateway, panel, visit.sync.id, currency)
-        for panel in panels(metrics, currency)
+        for panel in ([] if away else panels(metrics, currency))
     ]
     return visit.page(
         "insights.html",
         currency=currency,
         currencies=currencies,
         metrics=metrics,
-        now=answers[0],
+        now=answers[0] if answers else None,
         answers=answers[1:],
         problem=problem,
+        lacking=lacking,
+        standing="" if live is None or live.ready or away else live.reason,
     )
 
 
@@ -123,7 +141,7 @@ def panels(metrics: str, currency: str) -> list[Panel]:
             empty="No subscription has brought revenue in this currency.",
         ),
         panel(
-            "What changed it",
+            "MRR movements",
             _MOVEMENT,
             "starting new expansion reactivation contraction churn ending",
             series=(
@@ -255,9 +273,13 @@ def _reason(error: PinstripeError) -> str:
             " views were left out (PINSTRIPE_NO_METRICS, metrics.left_out in the log)."
             f" {error.message}"
         )
-    if isinstance(error, Unreachable):
-        return f"{error.message} {error.hint}"
-    return error.message
+    if _is_slow(error):
+        return f"Canceled after {_LONGEST_S:.0f} s. Run its SQL, which may take {STATEMENT_S} s."
+    return f"{error.message} {error.hint}" if isinstance(error, Unreachable) else error.message
+
+
+def _is_slow(error: PinstripeError) -> bool:
+    return sqlstate(error.__cause__ or error) == _QUERY_CANCELED
 
 
 def _text(value: object, currency: str) -> str:
@@ -273,8 +295,9 @@ def _text(value: object, currency: str) -> str:
 
 
 _WIDE, _HIGH, _TOP, _BOTTOM = 640, 220, 10, 24
-_LEFT, _DIGIT = 84, 8
-"""The least width of the amounts beside a chart, and of a digit; on a phone they reach into the margin."""
+_LEFT, _DIGIT, _WIDEST = 84, 8, 48
+"""The least width of the amounts beside a chart, of a digit, and the largest of a bar; on a phone amounts
+reach into the margin."""
 
 
 def bars(
@@ -289,6 +312,7 @@ def bars(
     marks = {_TOP: top, zero: 0} | ({_HIGH - _BOTTOM: low} if low else {})
     left = max(_LEFT, 12 + max(_DIGIT * len(told(amount)) for amount in marks.values()))
     step = (_WIDE - left) / max(len(labels), 1)
+    wide = min(step * 0.76, _WIDEST)
     parts = [
         Markup('<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(left, _WIDE, y, y)
         for y in sorted({_TOP, zero, _HIGH - _BOTTOM})
@@ -306,7 +330,7 @@ def bars(
                     '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
                     "<title>{}: {} {}</title></rect>"
                 ).format(
-                    one.colour, left + n * step + step * 0.12, y, step * 0.76, max(high, 0.5),
+                    one.colour, left + (n + 0.5) * step - wide / 2, y, wide, max(high, 0.5),
                     label, one.name, told(one.values[n]),
                 )
             )  # fmt: skip

@@ -16,6 +16,7 @@ from tests.flows.console.test_tables_in_browser import watched
 from tests.flows.harness.api_service import ApiService, api_service
 from tests.flows.harness.lives import EMPTY, Lives
 
+from pinstripe.console import insights
 from pinstripe.console.rows import money
 from pinstripe.store.pool import connect
 from pinstripe_simulator.behaviours import cycle, money_out
@@ -110,6 +111,43 @@ async def test_what_is_not_synced_is_named_and_the_rest_is_there(
         assert "None in the last 30 days." in str(
             await page.text_content("[aria-label='Failed payments']")
         )
+
+
+async def test_what_the_key_may_not_read_is_no_nothing(
+    database: str, tmp_path: Path, chromium: Browser
+) -> None:
+    async with (
+        running(EMPTY) as sim,
+        connect(database) as pg,
+        served(sim, database, tmp_path) as console,
+        watched(chromium, console) as page,
+    ):
+        refused = "UPDATE pinstripe.cursor SET state = 'refused' WHERE stream = '/v1/charges'"
+        assert await pg.execute(refused) == "UPDATE 1"
+        await page.goto("/syncs/default/insights")
+        told = str(await page.text_content("main"))
+        assert "Not synced, or only in part: charge." in told
+        assert "No subscriptions, payments or payouts yet." not in told
+
+
+async def test_what_takes_too_long_is_said_without_advice_for_others(
+    database: str, tmp_path: Path, chromium: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(insights, "_LONGEST_S", 0.3)
+    async with (
+        running(EMPTY) as sim,
+        connect(database) as pg,
+        served(sim, database, tmp_path) as console,
+        watched(chromium, console) as page,
+        pg.transaction(),
+    ):
+        await pg.execute("LOCK TABLE stripe.payout")
+        await page.goto("/syncs/default/insights")
+        told = str(await page.text_content("[aria-label=Payouts]"))
+        assert "Canceled after 0 s. Run its SQL" in told
+        assert "since" not in str(await page.text_content("main"))
+        failed = await page.text_content("[aria-label='Failed payments']")
+        assert "None in the last 30 days." in str(failed)
 
 
 async def _shoot(page: object, name: str) -> None:
