@@ -23,8 +23,7 @@ def console_routes(access: Auth) -> list[Route]:
     """For `gateway.app.GatewayApp`; from then on `access` knows the console's sessions."""
     pages = Pages()
     let_in, examinations = PageGuard(pages, Sessions(), access), KeyChecks()
-    login = Login(let_in)
-    overview, events, changes = Overview(pages), Events(pages), Changes(pages)
+    login, overview, events, changes = Login(let_in), Overview(pages), Events(pages), Changes(pages)
     keys, stored, sql = Keys(pages, examinations), Stored(examinations), Sql()
     return [
         Route("/static/diagram.css", diagram.style),
@@ -49,6 +48,7 @@ def console_routes(access: Auth) -> list[Route]:
         Route("/syncs/{sync}/events/{event}", let_in(events.one, "events")),
         Route("/syncs/{sync}/changes", let_in(changes.show, "changes")),
         Route("/syncs/{sync}/changes/live", let_in(changes.live)),
+        Route("/syncs/{sync}/find", let_in(tables.find, "tables")),
         Route("/syncs/{sync}/tables", let_in(tables.show, "tables")),
         Route("/syncs/{sync}/tables/{table}", let_in(tables.one, "tables")),
         Route("/syncs/{sync}/tables/{table}/rows", let_in(rows.show, "tables")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from starlette.responses import Response
 
@@ -16,7 +17,8 @@ from pinstripe.catalog.descriptions import describe_column, describe_table, docs
 from pinstripe.catalog.domains import DOMAINS, Domain, domain_by_table
 from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import Column, Table, table_of_object, tables
-from pinstripe.console.page_context import PageContext
+from pinstripe.console.page_context import PageContext, go
+from pinstripe.console.templating import path_of
 from pinstripe.store.ddl import BOOKKEEPING, qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.status import SchemaStatus, TableStatus, read_status
@@ -116,6 +118,29 @@ async def one(visit: PageContext) -> Response:
         docs=docs_url(shape.table),
         referring=referring(shape),
     )
+
+
+_OWN_IDS = ("product", "coupon", "plan")
+"""Objects whose ids their account may choose, so that no prefix tells their type."""
+
+
+async def find(visit: PageContext) -> Response:
+    """Redirect to the table of this name, to customers by their email, or to the row of this id."""
+    wanted, schema = visit.text("q"), visit.sync.schema
+    if "@" in wanted:
+        query = urlencode({"column": "email", "is": "eq", "value": wanted})
+        return go(f"{path_of(visit.sync.id, 'tables', 'customer', 'rows')}?{query}")
+    async with visit.gateway.reads.connection() as connection:
+        here = await load_table_names(connection, schema)
+        if wanted in here:
+            return visit.redirect("tables", wanted)
+        by_prefix = here & {table_of_object().get(kind) for kind in types_of(wanted)}
+        for name in sorted(by_prefix or here.intersection(_OWN_IDS)):
+            text = f"SELECT true FROM {qualified(schema, name)} WHERE id = $1"
+            # What cannot be elsewhere has a page that says why it is not there.
+            if len(by_prefix) == 1 or await connection.fetchval(text, wanted):
+                return visit.redirect("tables", name, "rows", wanted)
+    return visit.not_found(f'No table is called "{wanted}", and no row has this id.')
 
 
 async def _standing(connection: Connection, schema: str) -> SchemaStatus | None:

@@ -178,6 +178,34 @@ async def test_a_row_links_both_ways_and_tells_its_changes(console: Console) -> 
     assert "Freshness" in customer
 
 
+@pytest.mark.parametrize(
+    ("wanted", "place"),
+    [
+        ("charge", "/charge"),
+        ("cus_none", "/customer/rows/cus_none"),
+        ("ada@example.com", "/customer/rows?column=email&is=eq&value=ada%40example.com"),
+    ],
+)
+async def test_find_leads_to_a_table_an_id_and_an_email(
+    console: Console, wanted: str, place: str
+) -> None:
+    async with console.client() as http:
+        answer = await http.get("/syncs/default/find", params={"q": wanted})
+    assert (answer.status_code, answer.headers["location"]) == (303, TABLES + place)
+
+
+async def test_find_leads_to_an_id_that_its_owner_chose_and_says_what_is_not_there(
+    console: Console,
+) -> None:
+    await console.stripe("/v1/coupons", id="find me/10", percent_off="10", duration="once")
+    async with console.client() as http:
+        found = await http.get("/syncs/default/find", params={"q": "find me/10"})
+        nothing = await http.get("/syncs/default/find", params={"q": "<i>nothing"})
+    assert found.headers["location"] == f"{TABLES}/coupon/rows/find%20me%2F10"
+    assert nothing.status_code == 404
+    assert "&lt;i&gt;nothing" in nothing.text
+
+
 async def test_a_column_that_somebody_added_is_shown(console: Console) -> None:
     async with connect(console.database) as connection:
         await connection.execute("ALTER TABLE stripe.coupon ADD COLUMN mine int DEFAULT 7")

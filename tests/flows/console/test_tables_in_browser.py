@@ -99,7 +99,7 @@ async def test_the_diagram_zooms_and_leads_on(console: Console, chromium: Browse
 async def test_typing_narrows_the_tables(console: Console, chromium: Browser) -> None:
     async with watched(chromium, console) as page:
         await page.goto("/syncs/default/tables")
-        await page.fill("input[type=search]", "subscription_sch")
+        await page.fill("main input[type=search]", "subscription_sch")
         rows = page.locator("tr[data-text]:visible")
         assert await rows.count() == 1
         assert await page.locator("tr.group:visible").count() == 1

@@ -115,6 +115,14 @@ document.addEventListener("change", (event) => {
   if (event.target.matches("select[data-go]")) location.assign(event.target.value);
 });
 
+// input[data-find]: "/" goes there, unless one types elsewhere.
+document.addEventListener("keydown", (event) => {
+  const find = document.querySelector("[data-find]");
+  if (event.key !== "/" || !find || event.target.closest("input, select, textarea")) return;
+  event.preventDefault();
+  find.focus();
+});
+
 // button[data-pause]: holds what is added by itself.
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-pause]");
