@@ -96,11 +96,11 @@ class Events:
             "event.html",
             event=detail.event,
             applied=detail.applied,
-            table=table_of_object().get(detail.event.object_type or ""),
             differences=_differences(obj, _decoded(detail.previous_attributes)),
             pretty=_pretty(obj),
             changes=[(change, columns_of(change)) for change in changes],
             siblings=[e for e in siblings if e.id != detail.event.id],
+            table_of=table_of_object(),
         )
 
     async def _news(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 import pytest
 from playwright.async_api import Browser, Page
@@ -55,6 +56,22 @@ async def test_hostile_values_are_seen_as_text_on_every_page(
             assert answer.status == 200
             assert await page.title() != "taken"
         assert HOSTILE in str(await page.text_content("h1"))
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+async def test_a_long_id_makes_no_page_wider(
+    console: Console, chromium: Browser, width: int
+) -> None:
+    made = f"p/{width}{'x' * 300}"
+    await console.stripe("/v1/products", id=made, name="W" * 200, description=LONG * 10)
+    rows = "/syncs/default/tables/product/rows"
+    async with watched(chromium, console, width) as page:
+        for path in (f"{rows}/{quote(made, safe='')}", f"{rows}?column=id&is=eq&value={made}"):
+            await page.goto(path)
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        # The other columns are seen beside it.
+        key = page.locator("table.rows tbody th")
+        assert await key.evaluate("e => e.getBoundingClientRect().width") < 400
 
 
 async def test_no_page_is_wider_than_a_phone(console: Console, chromium: Browser) -> None:

@@ -134,21 +134,19 @@ document.addEventListener("click", (event) => {
   button.setAttribute("aria-pressed", String(paused));
 });
 
-// Light, dark, or as the system has it.
-const theme = localStorage.getItem("theme");
-if (theme) document.documentElement.dataset.theme = theme;
+// Light, dark, or as the system has it; `theme.js` has applied what was chosen before.
 document.querySelector("[data-theme-button]")?.addEventListener("click", () => {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
   const next = now === "dark" ? "light" : "dark";
   document.documentElement.dataset.theme = next;
-  localStorage.setItem("theme", next);
+  try { localStorage.setItem("theme", next); } catch { /* The browser stores nothing: it holds for this page. */ }
 });
 
 // <time datetime="...">: the reader's own time zone on hover.
 function tell(root) {
   for (const time of root.querySelectorAll("time[datetime]:not([title])")) {
-    time.title = new Date(time.dateTime).toLocaleString();
+    time.title = new Date(time.dateTime).toLocaleString([], { timeZoneName: "short" });
   }
 }
 tell(document);
