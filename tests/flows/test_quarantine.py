@@ -396,6 +396,7 @@ async def test_what_no_list_shows_comes_back_into_an_emptied_table_where_a_row_r
     assert ("cus_gone", True) in map(tuple, customers)
     relist = Relist(only(copy, "customer", "charge"), RefetchWorker(copy.source), copy.budget)
     await pg.execute("TRUNCATE stripe.customer")
+    await pg.execute("SELECT pg_stat_force_next_flush()")
     await relist._watch()
     assert await pg.fetch("SELECT id, deleted FROM stripe.customer ORDER BY id") == customers
     assert (await status(pg)).quarantine == []

@@ -216,9 +216,7 @@ class RefetchQueue:
 
     def close(self) -> None:
         """Make every failed refetch wait for its turn without a further pause."""
-        for timer in self._later.values():
-            timer.cancel()
-        self._later.clear()
+        self.wake(list(self._later))
         self.end_gathering()
 
     async def idle(self) -> None:

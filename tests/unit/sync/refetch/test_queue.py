@@ -136,3 +136,12 @@ async def test_of_two_seconds_the_later_counts_and_of_a_doubt_none(
     for since in (first, second):
         line.add([Refetch("fetch", "customer", "cus_1", since=since)])
     assert (await line.next()).since == kept
+
+
+async def test_what_waits_for_its_next_try_has_its_turn_once_the_queue_is_closed() -> None:
+    line = RefetchQueue()
+    line.add([fetch("a")])
+    line.later(await line.next(), 60.0)
+    assert await nothing_next(line)
+    line.close()
+    assert (await line.next()).id == "a"
