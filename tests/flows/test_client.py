@@ -64,7 +64,12 @@ class Naps:
 
 
 def client(
-    url: str, naps: Naps | None = None, *, attempts: int = 8, first: int = 8
+    url: str,
+    naps: Naps | None = None,
+    *,
+    attempts: int = 8,
+    first: int = 8,
+    account: str | None = None,
 ) -> StripeClient:
     naps = naps or Naps()
     return StripeClient(
@@ -72,6 +77,7 @@ def client(
         api_version="2026-10-28.endive",
         base_url=url,
         budget=naps.budget(),
+        account=account,
         timeouts=SHORT,
         patience=Patience(attempts=attempts, first_contact=first, limited_attempts=50),
         sleep=naps,
@@ -81,11 +87,15 @@ def client(
 
 @asynccontextmanager
 async def talking(
-    *acts: Act, naps: Naps | None = None, attempts: int = 8, first: int = 8
+    *acts: Act,
+    naps: Naps | None = None,
+    attempts: int = 8,
+    first: int = 8,
+    account: str | None = None,
 ) -> AsyncIterator[tuple[StripeClient, NastyServer]]:
     async with (
         NastyServer(*acts) as server,
-        client(server.url, naps, attempts=attempts, first=first) as stripe,
+        client(server.url, naps, attempts=attempts, first=first, account=account) as stripe,
     ):
         yield stripe, server
 
@@ -382,16 +392,7 @@ async def test_neither_session_nor_error_nor_log_shows_the_key(
 
 
 async def test_a_connected_account_is_named_in_the_header() -> None:
-    async with (
-        NastyServer(nasty.good()) as server,
-        StripeClient(
-            ApiKey.parse(SECRET),
-            api_version="v",
-            base_url=server.url,
-            budget=Naps().budget(),
-            account="acct_9",
-        ) as stripe,
-    ):
+    async with talking(nasty.good(), account="acct_9") as (stripe, server):
         await stripe.get("/v1/a", endpoint="a")
     assert server.requests[0].headers["stripe-account"] == "acct_9"
 
@@ -399,16 +400,8 @@ async def test_a_connected_account_is_named_in_the_header() -> None:
 async def test_a_connected_account_that_is_no_platform_lacks_the_list_of_accounts_alone() -> None:
     """Of any other path the same words are about the account that the header names."""
     words = "You cannot access the connected accounts of your platform's connected accounts."
-    async with (
-        NastyServer(nasty.error(400, message=words), nasty.error(400, message=words)) as server,
-        StripeClient(
-            ApiKey.parse(SECRET),
-            api_version="v",
-            base_url=server.url,
-            budget=Naps().budget(),
-            account="acct_9",
-        ) as stripe,
-    ):
+    refused = nasty.error(400, message=words)
+    async with talking(refused, refused, account="acct_9") as (stripe, _):
         with pytest.raises(NotEnabled):
             await stripe.get("/v1/accounts", [("limit", "100")], endpoint="accounts")
         with pytest.raises(WrongAccount):

@@ -477,9 +477,11 @@ class RateLimiter:
             for priority, queue in lane.waiting.items():
                 if priority > lowest:
                     continue
-                # Work without an end comes back to its turn as much later as it is lower.
-                waits_since = self._last_grant.get(priority, 0) + max(priority - WorkClass.SCANS, 0)
-                first = waits_since if is_share else priority
+                first = priority
+                if (
+                    is_share
+                ):  # Work without an end comes back to its turn as much later as it is lower.
+                    first = self._last_grant.get(priority, 0) + max(priority - WorkClass.SCANS, 0)
                 rank = (first, lane.last_grant, queue[0].number)
                 if best is None or rank < best:
                     best, choice = rank, (lane, priority)

@@ -347,9 +347,8 @@ class RefetchWorker:
         """Note whether a refetch that was answered is to be made once more; return the pause."""
         key = answer.refetch.key
         if answer.is_left:
-            self._is_left = (
-                True  # Another process, or a row in doubt, queued it: the table has that.
-            )
+            # Another process, or a row in doubt, queued it: only the table has that.
+            self._is_left = True
             self.poll_now()
         if answer.again_s is None:
             self._again.discard(key)
